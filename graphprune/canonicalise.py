@@ -1,0 +1,113 @@
+"""Bring a model into the form the rules expect, without changing what it computes.
+
+After it: constants are initialisers, functions are inlined, identities and dead code are gone, what the shapes of
+static axes determine is folded, every node and value has a unique name, and small initialisers have one use each
+(exporters deduplicate equal zeros and ones, which would tie unrelated layers).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnx_shape_inference
+import onnxscript.optimizer
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules import common as rules
+
+from graphprune.errors import ModelError
+
+_SMALL = 65_536
+"""Initialisers of at most this many elements are untied; larger shared ones (embedding and head) stay tied."""
+
+
+def canonicalise(model: ir.Model) -> ir.Model:
+    """A canonical copy of `model`. Raises ModelError where the graph is not valid ONNX."""
+    model = model.clone()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries warn about their own deprecations
+            model = _fold(model)
+    except Exception as e:
+        raise ModelError(
+            f"the graph could not be simplified: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
+            fix="check the file with `python -m onnx.checker`; export it again if it is damaged",
+        ) from e
+    unique_names(model)
+    untie(model)
+    return model
+
+
+def _fold(model: ir.Model) -> ir.Model:
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    model = onnx_shape_inference.infer_symbolic_shapes(model)
+    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL)
+    passes.IdentityEliminationPass()(model)
+    rewrite(model, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule,
+                    rules.fuse_batchnorm_into_gemm_rule])
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.TopologicalSortPass()(model)
+    return model
+
+
+def unique_names(model: ir.Model) -> None:
+    """Give every node of the main graph a name of its own, keeping the names it came with where they are unique."""
+    counts = Counter(node.name for node in model.graph)
+    taken = {name for name, n in counts.items() if n == 1 and name}
+    for i, node in enumerate(model.graph):
+        if not node.name or counts[node.name] > 1:
+            name = f"{node.name or node.op_type}_{i}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+    passes.NameFixPass()(model)
+
+
+def untie(model: ir.Model) -> None:
+    """Give each use of a small initialiser its own copy."""
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        uses = [(use.node, use.idx) for use in value.uses() if use.node.graph is graph]
+        if len(uses) < 2 or len(uses) != len(value.uses()) or value.const_value.size > _SMALL or value.is_graph_output():
+            continue
+        for i, (node, index) in enumerate(uses[1:], start=1):
+            name = f"{value.name}.{i}"
+            while name in graph.initializers:
+                name += "_"
+            copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+            graph.register_initializer(copy)
+            node.replace_input_with(index, copy)
+
+
+def parameters(model: ir.Model) -> int:
+    """Number of elements in floating-point initialisers."""
+    return sum(int(v.const_value.size) for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point())
+
+
+def check_finite(model: ir.Model) -> None:
+    """Refuse weights that are not numbers: every score would follow them."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16):
+            array = tensor.numpy()
+            if array.size > 1 and not np.isfinite(array).all() and _is_weight(value):
+                raise ModelError(
+                    f"{np.count_nonzero(~np.isfinite(array))} weights of {value.name} are NaN or infinite",
+                    at=", ".join(sorted({u.node.name or u.node.op_type for u in value.uses()})[:3]),
+                    fix="train or export the model again; a model with such weights computes NaN",
+                )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    # Masks are legitimately filled with -inf; operands of multiplications are not.
+    return any(u.node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") for u in value.uses())

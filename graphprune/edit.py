@@ -1,0 +1,131 @@
+"""Carry keep sets out on a model: slice every weight the groups lie on, renew every number that is a size.
+
+The types say what to cut and the patches say which numbers follow; nothing here knows an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.dims import Keeps, kept, leaves, new_size
+from graphprune.patches import IndexOperand, Operand
+from graphprune.rules.base import Types
+
+
+def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
+    """A copy of `model` with only the kept indices of each variable. keeps: ascending indices, at least one each.
+
+    A permutation in place of a keep set reorders instead (the permutation oracle uses this).
+    """
+    copy = model.clone()
+    touched = _touched(types, keeps)
+    for name in touched & copy.graph.initializers.keys():
+        value = copy.graph.initializers[name]
+        array = value.const_value.numpy()
+        for axis, t in enumerate(types.axes[name]):
+            if not keeps.keys().isdisjoint(leaves(t)):
+                array = np.take(array, kept(t, keeps), axis=axis)
+        set_constant(value, np.ascontiguousarray(array))
+    nodes = {node.name: node for node in copy.graph}
+    for name, patches in types.patches.items():
+        for patch in patches:
+            _renew(nodes[name], patch, keeps)
+    for node in copy.graph:
+        for value in node.outputs:
+            if value.name in touched and value.shape is not None:
+                shape = list(value.shape)
+                for axis, t in enumerate(types.axes[value.name]):
+                    if isinstance(shape[axis], int):
+                        shape[axis] = new_size(t, keeps)
+                value.shape = ir.Shape(shape)
+    return copy
+
+
+def _touched(types: Types, keeps: Keeps) -> set[str]:
+    """Names of the values one of whose axes holds a variable of `keeps`."""
+    return {n for n, axes in types.axes.items() if any(not keeps.keys().isdisjoint(leaves(t)) for t in axes)}
+
+
+def set_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initialiser new contents, in its own element type."""
+    dtype = value.const_value.dtype
+    value.const_value = ir.tensor(array, dtype=dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def new_constant(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+    """A new initialiser of `graph`, named `name` or, where that is taken, with underscores behind it."""
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(array, dtype=dtype, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _renew(node: ir.Node, patch: object, keeps: Keeps) -> None:
+    if isinstance(patch, IndexOperand):
+        new = patch.value(keeps)
+        if not np.array_equal(new, np.asarray(patch.old)):
+            _replace_constant(node, patch.operand, new)
+    elif isinstance(patch, Operand):
+        entries = patch.entries(keeps)
+        if entries:
+            _renew_operand(node, patch, entries)
+    else:
+        new = patch.value(keeps)
+        old = node.attributes.get(patch.attribute)
+        if old is None or (list(old.value) if isinstance(new, list) else old.value) != new:
+            kind = ir.AttrInt64s if isinstance(new, list) else ir.AttrInt64
+            node.attributes[patch.attribute] = kind(patch.attribute, new)
+
+
+def _renew_operand(node: ir.Node, patch: Operand, entries: Mapping[int, int]) -> None:
+    value = node.inputs[patch.operand] if patch.operand < len(node.inputs) else None
+    if value is None:  # sizes that were implied by an even split
+        full = np.asarray([entries.get(i, o) for i, o in enumerate(patch.old)], np.int64)
+        node.resize_inputs(max(len(node.inputs), patch.operand + 1))
+        node.replace_input_with(patch.operand, new_constant(node.graph, f"{node.name}.sizes", full))
+        node.attributes.pop("num_outputs", None)
+        return
+    if value.is_initializer():
+        array = value.const_value.numpy().copy()
+        flat = array.reshape(-1)
+        for i, n in entries.items():
+            flat[i] = n
+        _replace_constant(node, patch.operand, array)
+        return
+    # A computed operand: only the entries concerned become constants, the others stay dynamic.
+    rank = value.shape.rank() if value.shape is not None else 1
+    shape = (len(patch.old),) if rank else ()
+    mask, new = np.zeros(len(patch.old), bool), np.zeros(len(patch.old), np.int64)
+    for i, n in entries.items():
+        mask[i], new[i] = True, n
+    graph = node.graph
+    where = ir.node(
+        "Where",
+        [
+            new_constant(graph, f"{node.name}.renewed", mask.reshape(shape)),
+            new_constant(graph, f"{node.name}.sizes", new.reshape(shape), value.dtype),
+            value,
+        ],
+        name=f"{node.name}.resize{patch.operand}",
+    )
+    where.outputs[0].name = f"{node.name}.operand{patch.operand}"
+    graph.insert_before(node, where)
+    node.replace_input_with(patch.operand, where.outputs[0])
+
+
+def _replace_constant(node: ir.Node, operand: int, array: np.ndarray) -> None:
+    """Give this use of a constant its own new contents, in the old element type and rank."""
+    value = node.inputs[operand]
+    dtype = value.const_value.dtype
+    array = np.asarray(array).reshape(-1) if len(value.const_value.shape) else np.asarray(array).reshape(())
+    if len(value.uses()) == 1 and not value.is_graph_output():
+        set_constant(value, array.astype(dtype.numpy()))
+    else:
+        copy = new_constant(node.graph, f"{node.name}.operand{operand}", array.astype(dtype.numpy()))
+        node.replace_input_with(operand, copy)

@@ -1,0 +1,194 @@
+"""Groups of coupled channels, read off the solved dimension types, and what stays frozen and why.
+
+A group is one free variable and every place it occurs. It can be pruned if somebody reads it (it is contracted) and
+somebody makes it (it lies on a weight axis that is not itself contracted).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.dims import Dim, Keeps, Prod, Reason, Sum, Type, freeze, leaves, norm, positions
+from graphprune.rules.base import Reader, Types
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coupled channels that shrink together.
+
+    dim: the variable; size: how many channels; kind: what a person would call them; inexact: why removal differs from
+    zeroing (None: it does not). weights: (initialiser, axis) wherever the group lies on a weight. readers: the linear
+    consumers whose weights can be solved for again. n_parameters: weight elements that depend on the group.
+    """
+
+    name: str
+    dim: Dim
+    size: int
+    kind: str
+    inexact: Reason | None
+    weights: tuple[tuple[str, int], ...]
+    readers: tuple[Reader, ...]
+    nodes: tuple[str, ...]
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Weight elements no group reaches, by the first reason given for their axes."""
+
+    reason: str
+    n_parameters: int
+    count: int
+    example: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A typed model: its groups by name, what is frozen, and how many weight elements lie in some group."""
+
+    model: ir.Model
+    types: Types
+    groups: Mapping[str, Group]
+    frozen: tuple[Frozen, ...]
+    n_parameters: int
+    n_prunable: int
+
+    def keeps(self, keep: Mapping[str, np.ndarray]) -> Keeps:
+        """Keep sets by group name as keep sets by variable."""
+        return {self.groups[name].dim: np.asarray(index, np.int64) for name, index in keep.items()}
+
+
+def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis:
+    """Find the groups of a typed model. inexact: offer groups whose axis is a statistic (of a norm, a softmax) too."""
+    weights = {v.name: v for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point()}
+    _freeze_repeated(types)
+    places: dict[Dim, list[tuple[str, int]]] = defaultdict(list)
+    for name in weights:
+        for axis, t in enumerate(types.axes.get(name, ())):
+            for d in leaves(t):
+                if d.size > 1 and (not places[d] or places[d][-1] != (name, axis)):
+                    places[d].append((name, axis))
+    read = {(model_input(model, c.node, c.operand), c.axis) for c in types.contracted}
+    offered = [
+        d for d, where in places.items()
+        if where and d.frozen is None and d.contracted and (inexact or d.inexact is None)
+        and any(place not in read for place in where)
+    ]  # fmt: skip
+    nodes = _nodes_of(model, types, set(offered))
+    groups: dict[str, Group] = {}
+    for d in offered:
+        name = _name(d, places[d], nodes[d], model, groups)
+        groups[name] = Group(
+            name, d, d.size, _kind(d, places[d], types, model), d.inexact, tuple(places[d]),
+            tuple(r for r in types.readers if d in set(leaves(types.axes[r.w][r.contracted]))),
+            tuple(nodes[d]), sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}),
+        )  # fmt: skip
+    total = sum(int(v.const_value.size) for v in weights.values())
+    free = set(offered)
+    locked = {n: v for n, v in weights.items() if not any(d in free for t in types.axes.get(n, ()) for d in leaves(t))}
+    frozen = tuple(_frozen_rows(locked, types, model))
+    return Analysis(model, types, groups, frozen, total, total - sum(int(v.const_value.size) for v in locked.values()))
+
+
+def model_input(model: ir.Model, node: str, operand: int) -> str:
+    """Name of the value that a node takes as operand number `operand`."""
+    return _node_index(model)[node].inputs[operand].name
+
+
+def _node_index(model: ir.Model) -> dict[str, ir.Node]:
+    index = model.meta.get("graphprune.nodes")
+    if index is None:
+        index = model.meta["graphprune.nodes"] = {n.name: n for n in model.graph}
+    return index
+
+
+def _freeze_repeated(types: Types) -> None:
+    """A variable that is two factors of one axis (a x a) has no single keep set there."""
+    for name, axes in types.axes.items():
+        for t in axes:
+            for product in _products(norm(t)):
+                factors = [set(leaves(f)) for f in product.factors]
+                for i, a in enumerate(factors):
+                    for b in factors[i + 1 :]:
+                        for d in a & b:
+                            freeze(d, Reason(f"merged with itself on {name}"))
+
+
+def _products(t: Type) -> Iterator[Prod]:
+    if type(t) is Prod:
+        yield t
+        for f in t.factors:
+            yield from _products(f)
+    elif type(t) is Sum:
+        for p in t.parts:
+            yield from _products(p)
+
+
+def _nodes_of(model: ir.Model, types: Types, dims: set[Dim]) -> dict[Dim, list[str]]:
+    found: dict[Dim, list[str]] = {d: [] for d in dims}
+    for node in model.graph:
+        touched = {
+            d for v in (*node.inputs, *node.outputs) if v is not None
+            for t in types.axes.get(v.name, ()) for d in leaves(t) if d in dims
+        }  # fmt: skip
+        for d in touched:
+            found[d].append(node.name)
+    return found
+
+
+def _name(d: Dim, where: list[tuple[str, int]], nodes: list[str], model: ir.Model, taken: Mapping[str, object]) -> str:
+    """The node that makes the channels (the first to touch them), made unique by the weight axis where needed."""
+    base = nodes[0] if nodes else where[0][0]
+    name, i = base, 2
+    while name in taken:
+        name, i = f"{base}#{i}", i + 1
+    return name
+
+
+_WORDS = {"Conv": "conv channels", "ConvTranspose": "conv channels"}
+
+
+def _kind(d: Dim, where: list[tuple[str, int]], types: Types, model: ir.Model) -> str:
+    """What a person would call the group: heads, dims per head, conv channels, features."""
+    for name, axis in where:
+        for product in _products(norm(types.axes[name][axis])):
+            factors = product.factors
+            if any(d in set(leaves(f)) for f in factors[:-1]):
+                return f"blocks of {product.size // d.size}"
+            if d in set(leaves(factors[-1])):
+                return f"dims in each of {product.size // d.size} blocks"
+    index = _node_index(model)
+    readers = {index[r.node].op_type for r in types.readers if any(r.w == name for name, _ in where)}
+    return next((word for op, word in _WORDS.items() if op in readers), "features")
+
+
+def _frozen_rows(locked: Mapping[str, ir.Value], types: Types, model: ir.Model) -> Iterator[Frozen]:
+    rows: dict[str, list[ir.Value]] = defaultdict(list)
+    for name, value in locked.items():
+        reasons = [d.frozen or d.inexact for t in types.axes.get(name, ()) for d in leaves(t) if d.size > 1]
+        first = next((r for r in reasons if r is not None and r.text != "kernel taps"), None)
+        if first is None:
+            first = Reason("nobody reads it as channels" if any(reasons) or reasons else "a single number")
+        rows[re.sub(r"\s+", " ", str(first))].append(value)
+    table = [
+        Frozen(reason, sum(int(v.const_value.size) for v in values), len(values), values[0].name,
+               tuple(dict.fromkeys(u.node.name for v in values for u in v.uses())))
+        for reason, values in rows.items()
+    ]  # fmt: skip
+    yield from sorted(table, key=lambda row: -row.n_parameters)
+
+
+def columns(analysis: Analysis, reader: Reader, group: Group, taps: int) -> np.ndarray:
+    """Columns of the reader's matrix view [out, contracted x taps] per channel: int64 [group.size, occurrences x taps].
+
+    For a grouped convolution these are the columns of one filter bank; every bank has the same.
+    """
+    where = positions(analysis.types.axes[reader.w][reader.contracted], group.dim)
+    return (where[:, :, None] * taps + np.arange(taps)).reshape(group.size, -1)

@@ -1,0 +1,11 @@
+"""The operator table. One module per family; a new operator is one `Rule` with its samples in the family's `RULES`."""
+
+from __future__ import annotations
+
+from graphprune.rules import elementwise, layout, linear, segments, shapes
+from graphprune.rules.base import Rule, Sample
+
+FAMILIES = (elementwise, layout, linear, segments, shapes)
+TABLE: dict[tuple[str, str], Rule] = {(rule.domain, rule.op): rule for family in FAMILIES for rule in family.RULES}
+
+__all__ = ["FAMILIES", "TABLE", "Rule", "Sample"]

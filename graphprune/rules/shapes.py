@@ -1,0 +1,109 @@
+"""Operators on shapes themselves, and how the integers they make are followed: an integer that comes from the size
+of an axis may only end in a shape operand, where a patch renews it. Anywhere else it is a number of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from graphprune.dims import Dim
+from graphprune.rules.base import Entry, Op, Rule, Sample, Types, axis_of
+
+_LIMIT = 4096
+"""Integer values with more entries than this are not followed one by one."""
+
+SHAPE_OPERANDS = {
+    "ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Split": (1,),
+    "Squeeze": (1,), "Unsqueeze": (1,), "Pad": (1,), "Range": (0, 1, 2), "Tile": (1,), "TopK": (1,), "OneHot": (1,),
+}  # fmt: skip
+_MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Flatten")
+_MIXES = (
+    "Abs Add And Ceil Div Equal Expand Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or "
+    "ReduceMax ReduceMin ReduceProd ReduceSum Sub Sum Where"
+).split()
+
+
+def shape(op: Op, t: Types) -> None:
+    axes = t[op.inputs[0]]
+    start = axis_of(op.attr("start", 0), len(axes))
+    stop = axis_of(op.attr("end", len(axes)), len(axes))
+    t.freeze(t.fresh(op.outputs[0]), op.why("a shape"))
+    t.sizes_of[op.outputs[0].name] = [(a,) for a in axes[start:stop]]
+
+
+def size(op: Op, t: Types) -> None:
+    t.set(op.outputs[0], [])
+    t.sizes_of[op.outputs[0].name] = [tuple(t[op.inputs[0]])]
+
+
+def range_(op: Op, t: Types) -> None:
+    """Positions along an axis: as long as its bounds say, so free only where they are constants of the graph."""
+    axis = Dim(t.shape(op.outputs[0])[0])
+    t.freeze(axis, op.why("positions"), dynamic=not all(t.is_constant(v) for v in op.inputs))
+    t.set(op.outputs[0], [axis])
+
+
+def follow(op: Op, t: Types) -> None:
+    """Carry what integers were computed from across one node; freeze the axes concerned where they stop being sizes."""
+    sources = {i: t.sizes_of[v.name] for i, v in enumerate(op.inputs) if v is not None and v.name in t.sizes_of}
+    sources = {i: e for i, e in sources.items() if i not in SHAPE_OPERANDS.get(op.type, ())}
+    if not sources or op.type in ("Shape", "Size"):
+        return
+    y = op.outputs[0]
+    small = 0 < int(np.prod(t.shape(y))) <= _LIMIT
+    if op.type in _MOVES and small and t.values.get(y.name) is not None:
+        t.sizes_of[y.name] = _moved(op, t)
+    elif op.type in _MIXES and small and t.values.get(y.name) is not None:
+        together = tuple(a for i in range(len(op.inputs)) for e in sources.get(i, ()) for a in (e or ()))
+        t.sizes_of[y.name] = [together] * int(np.prod(t.shape(y)))
+    else:
+        for entries in sources.values():
+            for entry in entries:
+                t.freeze(list(entry or ()), op.why("its size is used as a number"))
+
+
+def _moved(op: Op, t: Types) -> list[Entry]:
+    """Entries after an operator that only moves them, found by moving their numbers instead."""
+    inputs, table = [], []
+    for v in op.inputs[: None if op.type == "Concat" else 1]:
+        entries = t.entries(v)
+        inputs.append(np.arange(len(table), len(table) + len(entries)).reshape(t.shape(v)))
+        table.extend(entries)
+    order = _MOVERS.get(op.type, lambda op, t, arrays: arrays[0])(op, t, inputs)
+    return [table[i] for i in order.reshape(-1)]
+
+
+def _slice(op: Op, t: Types, arrays: list[np.ndarray]) -> np.ndarray:
+    rank = arrays[0].ndim
+    if op.version >= 10:
+        starts, ends, axes, steps = (None if op.input(i) is None else t.known(op.input(i)) for i in range(1, 5))
+    else:
+        starts, ends, axes, steps = op.attr("starts"), op.attr("ends"), op.attr("axes"), None
+    index = [slice(None)] * rank
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        stop = None if step < 0 and end < -arrays[0].shape[axis] else int(end)
+        index[axis] = slice(int(start), stop, int(step))
+    return arrays[0][tuple(index)]
+
+
+_MOVERS: dict[str, Callable[[Op, Types, list[np.ndarray]], np.ndarray]] = {
+    "Concat": lambda op, t, arrays: np.concatenate(arrays, axis=op.attr("axis")),
+    "Gather": lambda op, t, arrays: np.take(arrays[0], t.known(op.inputs[1]), axis=op.attr("axis", 0)),
+    "Slice": _slice,
+}
+
+RULES = (
+    Rule("Shape", shape, (
+        Sample("s = Shape(x)\ny = Reshape(x, s)", (2, 6, 4), groups=(6,)),
+        Sample("i = Constant<value_int=1>()\ns = Shape(x)\nc = Gather(s, i)\nf = Cast<to=1>(c)\ny = Mul(x, f)",
+               (2, 6, 4)),
+    )),
+    Rule("Size", size, (Sample("n = Size(x)\nf = Cast<to=1>(n)\ny = Div(x, f)", (2, 6, 4)),)),
+    Rule("Range", range_, (
+        Sample("a = Constant<value_float=0.0>()\nb = Constant<value_float=4.0>()\nc = Constant<value_float=1.0>()\n"
+               "r = Range(a, b, c)\ny = Add(x, r)", (2, 6, 4), groups=(6,)),
+    )),
+)
