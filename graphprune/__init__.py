@@ -1,0 +1,28 @@
+"""graphprune: make a trained network as fast as you ask, measured, with the least loss of quality.
+
+    result = graphprune.compile("model.onnx", target_speedup=2, calibration="feeds/")
+    result.save("out")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphprune.driver import Result, compile, compile_family, replay
+    from graphprune.inspect import bench, explain, verify
+
+_HOME = {
+    "Result": "driver", "compile": "driver", "compile_family": "driver", "replay": "driver",
+    "bench": "inspect", "explain": "inspect", "verify": "inspect",
+}  # fmt: skip
+__all__ = ["Result", "bench", "compile", "compile_family", "explain", "replay", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `graphprune --help` does not import a runtime.
+    if name not in _HOME:
+        raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"graphprune.{_HOME[name]}"), name)

@@ -49,7 +49,7 @@ def _fold(model: ir.Model) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model = onnx_shape_inference.infer_symbolic_shapes(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL)
-    passes.IdentityEliminationPass()(model)
+    drop_identities(model.graph)
     rewrite(model, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule,
                     rules.fuse_batchnorm_into_gemm_rule])
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -57,6 +57,22 @@ def _fold(model: ir.Model) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
     return model
+
+
+def drop_identities(graph: ir.Graph) -> None:
+    """Remove the Identity nodes of the main graph. Outputs keep their names: one stays where its source is an output,
+    an input or a weight itself, or where the body of another node gives it out."""
+    for node in list(graph):
+        if node.op_type != "Identity" or node.domain:
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        if y.is_graph_output():
+            if y not in graph.outputs or x.producer() is None or x.is_graph_output():
+                continue
+            x.name, y.name = y.name, None
+        x.shape, x.type = x.shape or y.shape, x.type or y.type
+        y.replace_all_uses_with(x, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
 
 
 def unique_names(model: ir.Model) -> None:

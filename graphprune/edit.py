@@ -40,6 +40,8 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
                 for axis, t in enumerate(types.axes[value.name]):
                     if isinstance(shape[axis], int):
                         shape[axis] = new_size(t, keeps)
+                    elif not keeps.keys().isdisjoint(leaves(t)):
+                        shape[axis] = None  # a symbol such as "4*batch" that counted what is gone
                 value.shape = ir.Shape(shape)
     return copy
 
@@ -69,7 +71,8 @@ def new_constant(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataTy
 def _renew(node: ir.Node, patch: object, keeps: Keeps) -> None:
     if isinstance(patch, IndexOperand):
         new = patch.value(keeps)
-        if not np.array_equal(new, np.asarray(patch.old)):
+        now = node.inputs[patch.operand].const_value.numpy()  # its own axis may have been cut already
+        if not np.array_equal(new, now.reshape(-1)):
             _replace_constant(node, patch.operand, new)
     elif isinstance(patch, Operand):
         entries = patch.entries(keeps)

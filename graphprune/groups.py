@@ -82,13 +82,19 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
         and any(place not in read for place in where)
     ]  # fmt: skip
     nodes = _nodes_of(model, types, set(offered))
+    readers: dict[Dim, list[Reader]] = defaultdict(list)
+    operators: dict[str, set[str]] = defaultdict(set)  # of the linear nodes that use a weight
+    for r in types.readers:
+        operators[r.w].add(_node_index(model)[r.node].op_type)
+        for d in dict.fromkeys(leaves(types.axes[r.w][r.contracted])):
+            readers[d].append(r)
     groups: dict[str, Group] = {}
     for d in offered:
         name = _name(d, places[d], nodes[d], model, groups)
         groups[name] = Group(
-            name, d, d.size, _kind(d, places[d], types, model), d.inexact, tuple(places[d]),
-            tuple(r for r in types.readers if d in set(leaves(types.axes[r.w][r.contracted]))),
-            tuple(nodes[d]), sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}),
+            name, d, d.size, _kind(d, places[d], types, operators), d.inexact, tuple(places[d]),
+            tuple(readers[d]), tuple(nodes[d]),
+            sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}),
         )  # fmt: skip
     total = sum(int(v.const_value.size) for v in weights.values())
     free = set(offered)
@@ -122,7 +128,7 @@ def _freeze_repeated(types: Types) -> None:
 
 
 def _products(t: Type) -> Iterator[Prod]:
-    if type(t) is Prod:
+    if type(t) is Prod and t.factors:
         yield t
         for f in t.factors:
             yield from _products(f)
@@ -155,7 +161,7 @@ def _name(d: Dim, where: list[tuple[str, int]], nodes: list[str], model: ir.Mode
 _WORDS = {"Conv": "conv channels", "ConvTranspose": "conv channels"}
 
 
-def _kind(d: Dim, where: list[tuple[str, int]], types: Types, model: ir.Model) -> str:
+def _kind(d: Dim, where: list[tuple[str, int]], types: Types, operators: Mapping[str, set[str]]) -> str:
     """What a person would call the group: heads, dims per head, conv channels, features."""
     for name, axis in where:
         for product in _products(norm(types.axes[name][axis])):
@@ -164,9 +170,8 @@ def _kind(d: Dim, where: list[tuple[str, int]], types: Types, model: ir.Model) -
                 return f"blocks of {product.size // d.size}"
             if d in set(leaves(factors[-1])):
                 return f"dims in each of {product.size // d.size} blocks"
-    index = _node_index(model)
-    readers = {index[r.node].op_type for r in types.readers if any(r.w == name for name, _ in where)}
-    return next((word for op, word in _WORDS.items() if op in readers), "features")
+    used = set().union(*(operators.get(name, ()) for name, _ in where))
+    return next((word for op, word in _WORDS.items() if op in used), "features")
 
 
 def _frozen_rows(locked: Mapping[str, ir.Value], types: Types, model: ir.Model) -> Iterator[Frozen]:

@@ -40,6 +40,8 @@ def infer(model: ir.Model, trace: Trace) -> Types:
     for value in graph.outputs:
         if value.name in t.axes:
             t.freeze(t[value], Reason(f"graph output {value.name}"))
+        for entry in t.sizes_of.get(value.name, ()):
+            t.freeze(list(entry or ()), Reason(f"its size is graph output {value.name}"))
     return t
 
 
@@ -71,7 +73,7 @@ def freeze_node(op: Op, t: Types, captured: list[ir.Value], text: str) -> None:
     for value in (*(v for v in op.inputs if v is not None), *captured):
         if value.name in t.axes:
             t.freeze(t[value], why)
-    for entries in (t.sizes_of.get(v.name, ()) for v in op.inputs if v is not None):
+    for entries in (t.sizes_of.get(v.name, ()) for v in (*op.inputs, *captured) if v is not None):
         for entry in entries:
             t.freeze(list(entry or ()), why)
     for y in op.outputs:

@@ -51,13 +51,20 @@ class Operand:
 @dataclass(frozen=True)
 class SizesOperand(Operand):
     """Entries are sizes of axis types (Reshape, Expand, Split, ConstantOfShape). An entry that is not the size of
-    its axis (0, -1, or Expand's 1) keeps its meaning."""
+    its axis (0, -1, or Expand's 1) keeps its meaning. sources[i]: the axes whose sizes entry i is computed from when
+    the model runs; where one of them shrinks the entry must be stated, even if it does not change."""
 
     axes: tuple[Type, ...]
+    sources: tuple[tuple[Type, ...], ...] = ()
 
     def entries(self, keeps: Keeps) -> dict[int, int]:
-        sizes = [(o, new_size(t, keeps)) for o, t in zip(self.old, self.axes, strict=True)]
-        return {i: n for i, ((o, n), t) in enumerate(zip(sizes, self.axes, strict=True)) if o == t.size != n}
+        new = {}
+        for i, (o, t) in enumerate(zip(self.old, self.axes, strict=True)):
+            n = new_size(t, keeps)
+            moved = any(new_size(s, keeps) != s.size for s in (self.sources[i] if self.sources else ()))
+            if o == t.size and (n != o or moved):
+                new[i] = n
+        return new
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,13 @@ class IndexOperand:
     index_axis: Type
 
     def value(self, keeps: Keeps) -> np.ndarray:
-        """The new indices, int64 [kept entries], non-negative."""
+        """The new indices, int64 [kept entries], non-negative. Keep sets that reorder are followed too."""
         old = np.asarray(self.old, np.int64)
         old = np.where(old < 0, old + self.axis.size, old)
-        return np.searchsorted(kept(self.axis, keeps), old[kept(self.index_axis, keeps)])
+        place = np.zeros(self.axis.size, np.int64)
+        index = kept(self.axis, keeps)
+        place[index] = np.arange(len(index))
+        return place[old[kept(self.index_axis, keeps)]]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from graphprune.rules import elementwise, layout, linear, segments, shapes
+from graphprune.rules import (
+    elementwise,
+    fused,
+    indexing,
+    layout,
+    linear,
+    norms,
+    pooling,
+    quantised,
+    recurrent,
+    reductions,
+    segments,
+    shapes,
+)
 from graphprune.rules.base import Rule, Sample
 
-FAMILIES = (elementwise, layout, linear, segments, shapes)
+FAMILIES = (
+    elementwise, layout, linear, segments, shapes, norms, reductions, pooling, indexing, recurrent, quantised,
+    fused,
+)  # fmt: skip
 TABLE: dict[tuple[str, str], Rule] = {(rule.domain, rule.op): rule for family in FAMILIES for rule in family.RULES}
 
 __all__ = ["FAMILIES", "TABLE", "Rule", "Sample"]

@@ -155,7 +155,8 @@ class Sample:
 
     text: nodes in ONNX text syntax computing `y` from `x` (and from `weights` by name). A weight is made upstream
     that produces axis `axis` of x, and one downstream that contracts axis `out_axis` of y, so that the channels
-    have someone who makes them and someone who reads them. groups: the sizes of the groups that must be found.
+    have someone who makes them and someone who reads them. groups: the sizes of the groups that must be found;
+    inexact: of those whose axis is a statistic, found on request.
     """
 
     text: str
@@ -164,6 +165,7 @@ class Sample:
     out_axis: int = 1
     weights: Mapping[str, tuple[int, ...] | np.ndarray] = field(default_factory=dict)
     groups: tuple[int, ...] = ()
+    inexact: tuple[int, ...] = ()
     opset: int = 18
 
 

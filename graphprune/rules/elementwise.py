@@ -6,23 +6,25 @@ from __future__ import annotations
 from graphprune.rules.base import Op, Rule, Sample, Types, broadcast
 
 _UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
     "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid "
     "Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-).split()
+)
 _BROADCAST = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
     "Mod Mul Or PRelu Pow Sub Sum Where Xor"
-).split()
+)
 
 # Samples of operators whose plain form `y = Op(x)` or `y = Op(x, w)` does not stand alone.
 _TEXT = {
     "BitwiseNot": "i = Cast<to=7>(x)\nj = BitwiseNot(i)\ny = Cast<to=1>(j)",
     "Cast": "y = Cast<to=1>(x)",
+    "CastLike": "y = CastLike(x, x)",
     "IsInf": "b = IsInf(x)\ny = Cast<to=1>(b)",
     "IsNaN": "b = IsNaN(x)\ny = Cast<to=1>(b)",
     "Not": "b = Greater(x, w)\nc = Not(b)\ny = Cast<to=1>(c)",
-    "Swish": "y = Swish(x)",
+    "Pow": "p = Abs(x)\ny = Pow(p, w)",
+    "Acosh": "p = Cosh(x)\ny = Acosh(p)",
     "BitShift": 'i = Cast<to=13>(x)\nj = BitShift<direction="LEFT">(i, i)\ny = Cast<to=1>(j)',
     "Mod": "y = Mod<fmod=1>(x, w)",
     "Where": "b = Greater(x, w)\ny = Where(b, x, w)",
@@ -33,6 +35,8 @@ for _op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
     _TEXT[_op] = f"i = Cast<to=7>(x)\nj = {_op}(i, i)\ny = Cast<to=1>(j)"
 for _op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
     _TEXT[_op] = f"b = {_op}(x, w)\ny = Cast<to=1>(b)"
+for _op, _first in (("Acos", "Sin"), ("Asin", "Sin"), ("Atanh", "Sin"), ("Log", "Abs"), ("Sqrt", "Abs")):
+    _TEXT[_op] = f"p = {_first}(x)\ny = {_op}(p)"
 _OPSET = {"Mish": 18, "Gelu": 20, "Swish": 24}
 
 
@@ -51,10 +55,10 @@ RULES = (
     *(
         Rule(op, unary, (Sample(_TEXT.get(op, f"y = {op}(x)"), (2, 6, 5), weights={"w": (6, 1)} if op == "Not" else {},
                                 groups=(6,), opset=_OPSET.get(op, 18)),))
-        for op in _UNARY
+        for op in _UNARY.split()
     ),
     *(
         Rule(op, joined, (Sample(_TEXT.get(op, f"y = {op}(x, w)"), (2, 6, 5), weights={"w": (6, 1)}, groups=(6,)),))
-        for op in _BROADCAST
+        for op in _BROADCAST.split()
     ),
 )

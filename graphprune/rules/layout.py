@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.dims import ONE, Dim, Prod, Type
-from graphprune.patches import SizesAttribute, SizesOperand, traced
+from graphprune.patches import SizesAttribute
 from graphprune.rules.base import Op, Rule, Sample, Types, axis_of
+from graphprune.rules.shapes import sizes_operand
 
 _MERGE = "merged axes do not line up"
 
@@ -56,7 +57,7 @@ def reshape(op: Op, t: Types) -> None:
     t.set(y, regroup(t, op, t[op.inputs[0]], t.shape(y)))
     target = op.input(1)
     if target is not None:
-        t.patch(op.node, SizesOperand(1, traced(t.known(target)), tuple(t[y])))
+        sizes_operand(op, t, 1, t[y])
     else:
         t.patch(op.node, SizesAttribute("shape", tuple(t[y]), tuple(op.attr("shape"))))
 

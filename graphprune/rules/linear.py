@@ -10,12 +10,21 @@ _MISFIT = "contracted axes do not line up"
 
 
 def matmul(op: Op, t: Types) -> None:
-    """a [.., n, k] times b [.., k, m]: the k axes are equal and contracted, the batch axes broadcast."""
-    a, b = op.inputs
-    left, right = list(t[a]), list(t[b])
+    product(op, t)
+    if t.is_constant(op.inputs[1]) and len(t[op.inputs[1]]) == 2:
+        t.reader(op, "matmul", contracted=0, produced=1)
+
+
+def product(op: Op, t: Types, a: int = 0, b: int = 1, *, turn_a: bool = False, turn_b: bool = False) -> None:
+    """Operands a [.., n, k] and b [.., k, m], each with its last two axes the other way round where turned: the k axes
+    are equal and contracted, the batch axes broadcast."""
+    left, right = list(t[op.inputs[a]]), list(t[op.inputs[b]])
+    t.contract(op, a, -2 if turn_a else -1)
+    t.contract(op, b, -2 if len(right) > 1 and not turn_b else -1)
+    for axes, turned in ((left, turn_a), (right, turn_b)):
+        if turned:
+            axes[-2:] = axes[:-3:-1]
     t.equal(left[-1], right[-2] if len(right) > 1 else right[-1], op.why(_MISFIT))
-    t.contract(op, 0, -1)
-    t.contract(op, 1, -2 if len(right) > 1 else -1)
     batch_a, batch_b = left[:-2], right[:-2]
     rank = max(len(batch_a), len(batch_b))
     batch: list[Type] = []
@@ -24,11 +33,17 @@ def matmul(op: Op, t: Types) -> None:
             t.equal(x, y, op.why(_MISFIT))
         batch.append(y if x.size == 1 else x)
     t.set(op.outputs[0], batch + (left[-2:-1] if len(left) > 1 else []) + (right[-1:] if len(right) > 1 else []))
-    if t.is_constant(b) and len(right) == 2:
-        t.reader(op, "matmul", contracted=0, produced=1)
 
 
 def gemm(op: Op, t: Types) -> None:
+    affine(op, t)
+    plain = not op.attr("transA", 0) and op.attr("alpha", 1.0) == 1.0 and op.attr("beta", 1.0) == 1.0
+    if plain and t.is_constant(op.inputs[1]):
+        trans_b = op.attr("transB", 0)
+        t.reader(op, "matmul", contracted=int(trans_b), produced=1 - int(trans_b))
+
+
+def affine(op: Op, t: Types) -> None:
     """alpha * A' B' + beta * C with A' [n, k], B' [k, m]; C broadcasts to [n, m]."""
     a, b, c = op.inputs[0], op.inputs[1], op.input(2)
     left, right = list(t[a]), list(t[b])
@@ -46,13 +61,18 @@ def gemm(op: Op, t: Types) -> None:
             if other.size != 1:
                 t.equal(axis, other, op.why("the bias does not line up"))
     t.set(op.outputs[0], result)
-    if t.is_constant(b) and not op.attr("transA", 0) and op.attr("alpha", 1.0) == 1.0 and op.attr("beta", 1.0) == 1.0:
-        t.reader(op, "matmul", contracted=int(trans_b), produced=1 - int(trans_b))
 
 
 def conv(op: Op, t: Types) -> None:
+    convolution(op, t)
+    w = op.inputs[1]
+    if t.is_constant(w) and t.shape(w)[1] > 1:
+        t.reader(op, "conv", contracted=1, produced=0)
+
+
+def convolution(op: Op, t: Types, at: int = 1, bias_at: int = 2) -> None:
     """x [N, C, *s], w [O, C/g, *k], b [O] -> y [N, O, *s']: x.C = Prod(G, w.1), w.0 = Prod(G, O/g); w.1 contracted."""
-    x, w, bias = op.inputs[0], op.inputs[1], op.input(2)
+    x, w, bias = op.inputs[0], op.inputs[at], op.input(bias_at)
     groups = op.attr("group", 1)
     xs, ws = t[x], t[w]
     t.freeze(ws[2:], op.why("kernel taps"))
@@ -63,16 +83,14 @@ def conv(op: Op, t: Types) -> None:
         t.equal(xs[1], Prod((g, ws[1])), op.why("channels do not divide into the convolution's groups"))
         t.equal(ws[0], Prod((g, Dim(ws[0].size // groups))), op.why("filters do not divide into the groups"))
         t.patch(op.node, SizeAttribute("group", g))
-    t.contract(op, 1, 1)
+    t.contract(op, at, 1)
     if bias is not None:
         t.equal(t[bias][0], ws[0], op.why("the bias does not line up"))
-    _spatial(op, t, ws[0])
-    if t.is_constant(w) and ws[1].size > 1:
-        t.reader(op, "conv", contracted=1, produced=0)
+    spatial(op, t, ws[0])
 
 
 def conv_transpose(op: Op, t: Types) -> None:
-    """x [N, C, *s], w [C, O/g, *k] -> y [N, O, *s']: as Conv with the weight's axes swapped; w.0 per group contracted."""
+    """x [N, C, *s], w [C, O/g, *k] -> y [N, O, *s']: as Conv with the weight's axes swapped; w.0 contracted."""
     x, w, bias = op.inputs[0], op.inputs[1], op.input(2)
     groups = op.attr("group", 1)
     xs, ws = t[x], t[w]
@@ -89,12 +107,12 @@ def conv_transpose(op: Op, t: Types) -> None:
         t.contract(op, 1, 0)
     if bias is not None:
         t.equal(t[bias][0], produced, op.why("the bias does not line up"))
-    _spatial(op, t, produced)
+    spatial(op, t, produced)
     if t.is_constant(w) and groups == 1:
         t.reader(op, "deconv", contracted=0, produced=1)
 
 
-def _spatial(op: Op, t: Types, channels: Type) -> None:
+def spatial(op: Op, t: Types, channels: Type) -> None:
     """The output of a convolution: batch of the input, `channels`, and fresh frozen spatial axes."""
     x, y = op.inputs[0], op.outputs[0]
     t.freeze(t[x][2:], op.why("spatial axis"))
@@ -140,7 +158,8 @@ RULES = (
         Sample("y = Gemm<transA=1, alpha=0.5>(x, w)", (6, 3), axis=0, weights={"w": (6, 8)}, groups=(6, 8)),
     )),
     Rule("Conv", conv, (
-        Sample("y = Conv<pads=[1,1,1,1]>(x, w, b)", (2, 6, 5, 5), weights={"w": (8, 6, 3, 3), "b": (8,)}, groups=(6, 8)),
+        Sample("y = Conv<pads=[1,1,1,1]>(x, w, b)", (2, 6, 5, 5), weights={"w": (8, 6, 3, 3), "b": (8,)},
+               groups=(6, 8)),
         Sample("y = Conv<group=6>(x, w)", (2, 6, 5, 5), weights={"w": (6, 1, 3, 3)}, groups=(6,)),
         Sample("y = Conv<group=6>(x, w)", (2, 6, 5, 5), weights={"w": (12, 1, 3, 3)}, groups=(2, 6)),
         Sample("y = Conv<group=3>(x, w)", (2, 12, 5, 5), weights={"w": (6, 4, 3, 3)}, groups=(2, 3, 4)),

@@ -13,7 +13,8 @@ from graphprune.patches import (
     SizesOperand,
     traced,
 )
-from graphprune.rules.base import Op, Rule, Sample, Types, axis_of
+from graphprune.rules.base import Entry, Op, Rule, Sample, Types, axis_of
+from graphprune.rules.shapes import is_dynamic, sizes_operand
 
 _JOIN = "axes joined by concatenation do not line up"
 
@@ -39,7 +40,9 @@ def split(op: Op, t: Types) -> None:
         parts.append(part)
         t.set(y, [*t[x][:axis], part, *t[x][axis + 1 :]])
     sizes = tuple(p.size for p in parts)
-    if op.version >= 13:
+    if op.input(1) is not None:
+        sizes_operand(op, t, 1, parts)
+    elif op.version >= 13:
         t.patch(op.node, SizesOperand(1, sizes, tuple(parts)))
     else:
         t.patch(op.node, SizesAttribute("split", tuple(parts), sizes))
@@ -50,9 +53,9 @@ def slice_(op: Op, t: Types) -> None:
     rank = len(t.shape(x))
     if op.version >= 10:
         operands = [op.input(i) for i in range(1, 5)]
-        if not all(v is None or t.is_constant(v) for v in operands):
-            return _opaque(op, t, "slice bounds computed at run time")
         starts, ends, axes, steps = (None if v is None else traced(t.known(v)) for v in operands)
+        if not all(v is None or t.is_constant(v) for v in operands):
+            return _opaque(op, t, {axis_of(a, rank) for a in axes or range(rank)})
     else:
         starts, ends, axes, steps = traced(op.attr("starts")), traced(op.attr("ends")), op.attr("axes"), None
     axes = [axis_of(a, rank) for a in (axes if axes is not None else range(len(starts)))]
@@ -61,10 +64,10 @@ def slice_(op: Op, t: Types) -> None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         whole = result[axis]
         first, past = _clamp(start, whole.size), _clamp(end, whole.size)
-        touched.append(whole)
+        touched.append(whole if step == 1 else None)
         if step == 1:
             result[axis] = cut(cut(whole, past)[0], min(first, past))[1]
-        elif step > 1 and whole.size % step == 0 and first < step and t.shape(y)[axis] == whole.size // step:
+        elif step > 1 and t.shape(y)[axis] * step == whole.size and _aligned(start, end, whole):
             result[axis] = Dim(whole.size // step)
             inner = Dim(step)
             t.freeze(inner, op.why("strided slice"))
@@ -83,19 +86,23 @@ def slice_(op: Op, t: Types) -> None:
     return None
 
 
+def _aligned(start: int, end: int, axis: Type) -> bool:
+    """Whether bounds of a strided slice that takes something of every stride mean the same on a shorter axis."""
+    return (start >= 0 or start == -axis.size) and (end < 0 or end >= axis.size)
+
+
 def _clamp(position: int, size: int) -> int:
     return min(max(position + size if position < 0 else position, 0), size)
 
 
-def _opaque(op: Op, t: Types, text: str) -> None:
-    """Axes whose size changes between input and output freeze, the others pass."""
+def _opaque(op: Op, t: Types, sliced: set[int]) -> None:
+    """Bounds computed at run time: the axes sliced freeze, the others pass."""
     x, y = op.inputs[0], op.outputs[0]
-    result = []
-    for axis, n in zip(t[x], t.shape(y), strict=True):
-        t.freeze(axis, op.why(text))
-        fresh = Dim(n)
-        t.freeze(fresh, op.why(text), dynamic=True)
-        result.append(fresh)
+    result = list(t[x])
+    for axis in sliced:
+        t.freeze(result[axis], op.why("slice bounds computed at run time"))
+        result[axis] = Dim(t.shape(y)[axis])
+        t.freeze(result[axis], op.why("slice bounds computed at run time"), dynamic=True)
     t.set(y, result)
 
 
@@ -134,12 +141,28 @@ def expand(op: Op, t: Types) -> None:
             result.append(axis)
             continue
         grown = Dim(n)
-        if entry != ():
+        if _varies(entry):
             t.freeze(grown, op.why("repeated to a size known at run time"), dynamic=True)
         result.append(grown)
     t.set(y, result)
-    old = traced(t.known(op.inputs[1]))
-    t.patch(op.node, SizesOperand(1, old, tuple(result[len(result) - len(old) :])))
+    sizes_operand(op, t, 1, result[len(result) - t.shape(op.inputs[1])[0] :])
+
+
+def _varies(entry: Entry) -> bool:
+    return entry is None or any(map(is_dynamic, entry))
+
+
+def tile(op: Op, t: Types) -> None:
+    """Each axis n repeated r times is Prod(r, n), the repeats being as free as what Expand grows."""
+    x, y = op.inputs[0], op.outputs[0]
+    counts = []
+    for n, m, entry in zip(t.shape(x), t.shape(y), t.entries(op.inputs[1]), strict=True):
+        count = Dim(m // n) if n else ONE
+        if _varies(entry):
+            t.freeze(count, op.why("repeated a number of times known at run time"), dynamic=True)
+        counts.append(count)
+    t.set(y, [Prod((count, axis)) for count, axis in zip(counts, t[x], strict=True)])
+    sizes_operand(op, t, 1, counts)
 
 
 def pad(op: Op, t: Types) -> None:
@@ -178,14 +201,14 @@ def constant_of_shape(op: Op, t: Types) -> None:
     """Axes of a constant tensor are fresh and free where their size is a constant of the graph."""
     axes = t.fresh(op.outputs[0])
     for axis, entry in zip(axes, t.entries(op.inputs[0]), strict=True):
-        if entry != ():
+        if _varies(entry):
             t.freeze(axis, op.why("sized at run time"), dynamic=True)
-    t.patch(op.node, SizesOperand(0, traced(t.known(op.inputs[0])), tuple(axes)))
+    sizes_operand(op, t, 0, axes)
 
 
 RULES = (
     Rule("Concat", concat, (
-        Sample("y = Concat<axis=1>(x, w)", (2, 6, 4), weights={"w": (2, 3, 4)}, groups=(6,)),
+        Sample("y = Concat<axis=1>(x, w)", (2, 6, 4), weights={"w": (2, 3, 4)}, groups=(3, 6)),
         Sample("r = Relu(x)\ny = Concat<axis=1>(x, r)", (2, 6, 4), groups=(6,)),
     )),
     Rule("Split", split, (
@@ -214,6 +237,9 @@ RULES = (
     Rule("Expand", expand, (
         Sample("a = Constant<value_ints=[2]>()\nu = Unsqueeze(x, a)\ns = Constant<value_ints=[1,1,3,1]>()\n"
                "e = Expand(u, s)\nr = Constant<value_ints=[2,18,4]>()\ny = Reshape(e, r)", (2, 6, 4), groups=(6,)),
+    )),
+    Rule("Tile", tile, (
+        Sample("s = Constant<value_ints=[1,3,1]>()\ny = Tile(x, s)", (2, 6, 4), groups=(6,)),
     )),
     Rule("Pad", pad, (
         Sample("p = Constant<value_ints=[0,1,0,0,2,0]>()\ny = Pad(x, p)", (2, 6, 4), groups=(6,)),

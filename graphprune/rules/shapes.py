@@ -3,25 +3,24 @@ of an axis may only end in a shape operand, where a patch renews it. Anywhere el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from graphprune.dims import Dim
+from graphprune.dims import Dim, Type, leaves
+from graphprune.patches import SizesOperand, traced
 from graphprune.rules.base import Entry, Op, Rule, Sample, Types, axis_of
 
 _LIMIT = 4096
 """Integer values with more entries than this are not followed one by one."""
 
-SHAPE_OPERANDS = {
-    "ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Split": (1,),
-    "Squeeze": (1,), "Unsqueeze": (1,), "Pad": (1,), "Range": (0, 1, 2), "Tile": (1,), "TopK": (1,), "OneHot": (1,),
-}  # fmt: skip
+SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Split": 1, "Tile": 1}
+"""Operands whose rules renew them by `sizes_operand`."""
 _MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Flatten")
 _MIXES = (
     "Abs Add And Ceil Div Equal Expand Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or "
     "ReduceMax ReduceMin ReduceProd ReduceSum Sub Sum Where"
-).split()
+)
 
 
 def shape(op: Op, t: Types) -> None:
@@ -34,7 +33,7 @@ def shape(op: Op, t: Types) -> None:
 
 def size(op: Op, t: Types) -> None:
     t.set(op.outputs[0], [])
-    t.sizes_of[op.outputs[0].name] = [tuple(t[op.inputs[0]])]
+    t.sizes_of[op.outputs[0].name] = [tuple(a for a in t[op.inputs[0]] if a.size > 1)]
 
 
 def range_(op: Op, t: Types) -> None:
@@ -47,20 +46,44 @@ def range_(op: Op, t: Types) -> None:
 def follow(op: Op, t: Types) -> None:
     """Carry what integers were computed from across one node; freeze the axes concerned where they stop being sizes."""
     sources = {i: t.sizes_of[v.name] for i, v in enumerate(op.inputs) if v is not None and v.name in t.sizes_of}
-    sources = {i: e for i, e in sources.items() if i not in SHAPE_OPERANDS.get(op.type, ())}
+    sources.pop(SHAPE_OPERANDS.get(op.type), None)
     if not sources or op.type in ("Shape", "Size"):
         return
     y = op.outputs[0]
-    small = 0 < int(np.prod(t.shape(y))) <= _LIMIT
-    if op.type in _MOVES and small and t.values.get(y.name) is not None:
+    followed = 0 < int(np.prod(t.shape(y))) <= _LIMIT and t.values.get(y.name) is not None
+    if op.type in _MOVES and followed:
         t.sizes_of[y.name] = _moved(op, t)
-    elif op.type in _MIXES and small and t.values.get(y.name) is not None:
-        together = tuple(a for i in range(len(op.inputs)) for e in sources.get(i, ()) for a in (e or ()))
+        sources = {i: e for i, e in sources.items() if i and op.type != "Concat"}
+    elif op.type in _MIXES.split() and followed and all(v is None or i in sources or t.is_constant(v)
+                                                for i, v in enumerate(op.inputs)):
+        together = tuple(a for entries in sources.values() for entry in entries for a in entry or ())
         t.sizes_of[y.name] = [together] * int(np.prod(t.shape(y)))
-    else:
-        for entries in sources.values():
-            for entry in entries:
-                t.freeze(list(entry or ()), op.why("its size is used as a number"))
+        return
+    for entries in sources.values():
+        for entry in entries:
+            t.freeze(list(entry or ()), op.why("its size is used as a number"))
+
+
+def sizes_operand(op: Op, t: Types, operand: int, axes: Sequence[Type]) -> None:
+    """Operand number `operand` of `op` holds the sizes of `axes`: leave a patch that renews it.
+
+    An entry computed from sizes when the model runs is stated anew once they shrink; that needs its axis to have one
+    size in all feeds, so where it varies, all concerned freeze.
+    """
+    value = op.inputs[operand]
+    old, entries = traced(t.known(value)), t.entries(value)
+    for n, axis, entry in zip(old, axes, entries, strict=True):
+        if entry is None:
+            t.freeze(axis, op.why("sized by data"), dynamic=True)
+        elif entry and (n != axis.size or is_dynamic(axis)):
+            t.freeze([axis, *entry], op.why("its size is part of one that varies by feed"))
+    sources = tuple(entry or () for entry in entries)
+    t.patch(op.node, SizesOperand(operand, old, tuple(axes), sources if any(sources) else ()))
+
+
+def is_dynamic(axis: Type) -> bool:
+    """Whether the size of the axis varies by feed."""
+    return any(d.dynamic for d in leaves(axis))
 
 
 def _moved(op: Op, t: Types) -> list[Entry]:
@@ -99,9 +122,9 @@ RULES = (
     Rule("Shape", shape, (
         Sample("s = Shape(x)\ny = Reshape(x, s)", (2, 6, 4), groups=(6,)),
         Sample("i = Constant<value_int=1>()\ns = Shape(x)\nc = Gather(s, i)\nf = Cast<to=1>(c)\ny = Mul(x, f)",
-               (2, 6, 4)),
+               (2, 6, 4), groups=(6,)),
     )),
-    Rule("Size", size, (Sample("n = Size(x)\nf = Cast<to=1>(n)\ny = Div(x, f)", (2, 6, 4)),)),
+    Rule("Size", size, (Sample("n = Size(x)\nf = Cast<to=1>(n)\ny = Div(x, f)", (2, 6, 4), groups=(6,)),)),
     Rule("Range", range_, (
         Sample("a = Constant<value_float=0.0>()\nb = Constant<value_float=4.0>()\nc = Constant<value_float=1.0>()\n"
                "r = Range(a, b, c)\ny = Add(x, r)", (2, 6, 4), groups=(6,)),

@@ -1,0 +1,224 @@
+"""ONNX Runtime on this host's processor: loads, runs, profiles and times models. The only module that imports it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from graphprune.backends import profile as trace
+from graphprune.backends.base import Feed, Model
+from graphprune.errors import EnvironmentFault, ModelError, UsageError
+from graphprune.target import Kernel, Timing, median_spread, speedup
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_WARM_RUNS = 2
+_BLOCK_SECONDS = 0.02
+_IN_MEMORY_BYTES = 1_800_000_000  # a protobuf message ends at 2 GiB
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
+    "tensor(string)": "object", **{f"tensor({sign}int{bits})": f"{sign}int{bits}"
+                                   for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+class Session:
+    """A model loaded in ONNX Runtime; see `backends.base.Executable`."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.inputs = {i.name: (np.dtype(_DTYPES.get(i.type, "object")), tuple(i.shape)) for i in session.get_inputs()}
+        self.outputs = [o.name for o in session.get_outputs()]
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        names = self.outputs if outputs is None else list(outputs)
+        with _translated("run"):
+            try:
+                return dict(zip(names, self._session.run(names, feed), strict=True))
+            except (ValueError, errors.InvalidArgument):
+                self.check(feed)  # says it in the model's own names
+                raise
+
+    def check(self, feed: Feed) -> None:
+        """Raises UsageError where names, dtypes or shapes of `feed` do not fit the inputs."""
+        if missing := sorted(self.inputs.keys() - feed.keys()):
+            raise UsageError(f"no array for the model's input {missing[0]!r}", at=f"the feed has {sorted(feed)}",
+                             fix=f"the model takes {sorted(self.inputs)}")  # fmt: skip
+        if unknown := sorted(feed.keys() - self.inputs.keys()):
+            raise UsageError(f"{unknown[0]!r} is no input of the model", fix=f"the model takes {sorted(self.inputs)}")
+        for name, array in feed.items():
+            dtype, shape = self.inputs[name]
+            fits = len(shape) == array.ndim and all(
+                not isinstance(want, int) or want == have for want, have in zip(shape, array.shape, strict=True)
+            )
+            if not fits or (dtype.kind != "O" and array.dtype != dtype):
+                raise UsageError(f"the array for input {name!r} is {array.dtype} {list(array.shape)}",
+                                 fix=f"the model takes {dtype} {list(shape)}")  # fmt: skip
+
+
+class OnnxRuntime:
+    """The host's processor through ONNX Runtime, sequential, with `threads` intra-op threads."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise UsageError(f"{threads} threads cannot run a model", fix="give --threads 1 or more")
+        self.threads = threads
+
+    def load(self, model: Model, *, optimise: bool = True) -> Session:
+        return Session(self._session(model, self._options(optimise)))
+
+    def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            options = self._options(optimise=True)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "trace")
+            session = self._session(model, options)
+            loaded = Session(session)
+            loaded.check(feed)
+            for _ in range(_WARM_RUNS + repeats):
+                loaded.run(feed)
+            return trace.kernels(json.loads(Path(session.end_profiling()).read_text()), skip_runs=_WARM_RUNS)
+
+    def measure(
+        self,
+        models: Sequence[Model | Session],
+        feed: Feed,
+        *,
+        min_rounds: int = 10,
+        min_seconds: float = 0.0,
+        max_seconds: float = 20.0,
+        spread: float = 0.01,
+    ) -> list[Timing]:
+        loaded = [m if isinstance(m, Session) else self.load(m) for m in models]
+        runs = []
+        for session in loaded:
+            session.check(feed)
+            block_ms = _timed_block(session, feed, _WARM_RUNS, alone=self.threads == 1)
+            runs.append(max(2, round(_BLOCK_SECONDS * 1e3 / block_ms)))
+        started = time.perf_counter()
+        rounds: list[list[float]] = [[] for _ in loaded]
+        while True:
+            # every other round runs backwards, so that no model is always the one after the same neighbour
+            order = range(len(loaded)) if len(rounds[0]) % 2 == 0 else reversed(range(len(loaded)))
+            for i in order:
+                rounds[i].append(_timed_block(loaded[i], feed, runs[i], alone=self.threads == 1))
+            seconds = time.perf_counter() - started
+            if len(rounds[0]) >= min_rounds and seconds >= min_seconds:
+                timings = [Timing(tuple(r)) for r in rounds]
+                if seconds >= max_seconds or _widest(timings) <= spread:
+                    return timings
+
+    def fingerprint(self) -> str:
+        return f"onnxruntime {ort.__version__}; {_processor()}; {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def _options(self, optimise: bool) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+    @staticmethod
+    def _session(model: Model, options: ort.SessionOptions) -> ort.InferenceSession:
+        with _translated("load"), tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            return ort.InferenceSession(_loadable(model, Path(folder)), options, providers=_PROVIDERS)
+
+
+def _timed_block(session: Session, feed: Feed, runs: int, *, alone: bool) -> float:
+    """Median ms of `runs` consecutive runs, after one that brings the model's weights back into the caches.
+
+    `alone`: the run stays in this thread, so wall time above the thread's processor time means that the system gave
+    the core to somebody else. Such runs are left out; where no other remains, as happens to long runs on a shared
+    machine, the processor time stands in, or the longer of two models would look slower than it is.
+    """
+    session.run(feed)
+    wall_ns = np.empty(runs)
+    cpu_ns = np.empty(runs)
+    for i in range(runs):
+        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
+        session.run(feed)
+        wall_ns[i] = time.perf_counter_ns() - wall
+        cpu_ns[i] = time.thread_time_ns() - cpu
+    undisturbed = wall_ns[wall_ns <= cpu_ns * 1.01 + 2e4] if alone else wall_ns
+    return float(np.median(undisturbed if len(undisturbed) else cpu_ns)) / 1e6
+
+
+def _widest(timings: Sequence[Timing]) -> float:
+    if len(timings) == 1:
+        return median_spread(timings[0].rounds_ms)
+    return max(speedup(timings[0], other).spread for other in timings[1:])
+
+
+def _loadable(model: Model, folder: Path) -> bytes | str:
+    """What the runtime's constructor takes: a path, or bytes where the model fits one protobuf message."""
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, Path):
+        return str(model)
+    if isinstance(model, onnx.ModelProto):
+        if model.ByteSize() < _IN_MEMORY_BYTES:
+            return model.SerializeToString()
+        model = ir.from_proto(model)
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    external = any(isinstance(t, ir.ExternalTensor) for t in tensors)
+    if external or sum(t.nbytes for t in tensors) >= _IN_MEMORY_BYTES:
+        path = folder / "model.onnx"
+        ir.save(model, path, external_data="weights.bin")
+        return str(path)
+    return ir.to_proto(model).SerializeToString()
+
+
+@contextmanager
+def _translated(step: str) -> Iterator[None]:
+    """The runtime's exceptions as ours, with the first line of what it said."""
+    try:
+        yield
+    except MemoryError as error:
+        raise EnvironmentFault("not enough memory to run the model", fix="use a smaller batch or shape") from error
+    except errors.NoSuchFile as error:
+        raise UsageError("the model file does not exist", at=_first_line(error)) from error
+    except (ValueError, errors.InvalidArgument) as error:
+        kind = UsageError if step == "run" else ModelError
+        raise kind(f"ONNX Runtime could not {step} the model", at=_first_line(error)) from error
+    except (errors.EPFail, errors.EngineError) as error:
+        raise EnvironmentFault(f"ONNX Runtime could not {step} the model", at=_first_line(error)) from error
+    except (
+        errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.NoModel,
+        errors.RuntimeException,
+    ) as error:  # fmt: skip
+        if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+            raise EnvironmentFault("not enough memory to run the model", at=_first_line(error)) from error
+        raise ModelError(f"ONNX Runtime could not {step} the model", at=_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n", 1)[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+
+
+def _processor() -> str:
+    """Name, family, model and stepping: virtual machines often hide the name of the part."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = "/".join(facts[key] for key in ("cpu family", "model", "stepping") if key in facts)
+    return f"{facts.get('model name', platform.machine())} {numbers}".strip()

@@ -1,0 +1,322 @@
+"""From profiles of whole models to terms: which widths each kernel depends on, and its time as a function of them.
+
+Pure arithmetic over samples; measures nothing. Shapes say what a kernel depends on: every axis that varies over the
+samples is matched to an expression in the group counts (`extent`). Kernels of the same operator and shape pattern
+share one non-negative fit over products of their varying axes, each kernel with a scale of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement, pairwise, product
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import theilslopes
+
+from graphprune.cost_model import Factor, Monomial, Term, scaled
+from graphprune.target import Kernel
+
+_STEPS = (1, 8, 16, 64)  # vector and block widths that kernels round up to
+_BLOCK = 16  # the largest layout block
+_FOLDS = 5
+_LARGEST_DRIFT = 0.25
+_MOST_ADDED_MS = 0.005  # by profiling, to one kernel
+_LEAST_MS = 1e-4  # the profiler counts whole microseconds
+_OUTLIER, _OUTLIER_MS = 1.5, 0.02
+Extent = tuple[Monomial, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One profiled model: its widths, its kernels in order, and its unprofiled time on the dense model's scale."""
+
+    counts: dict[str, int]
+    kernels: list[Kernel]
+    ms: float
+
+
+def fit(samples: Sequence[Sample]) -> tuple[tuple[Term, ...], float]:
+    """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit."""
+    aligned = _Aligned(samples)
+    everything = np.arange(len(aligned.samples))
+    aligned.settle(_terms(aligned, everything))
+    return _terms(aligned, everything), _left_out_spread(aligned)
+
+
+class _Aligned:
+    """Kernels of all samples side by side: ms [kernel, sample], and the shape pattern of each kernel."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        runs = [_named(s.kernels) for s in samples]
+        common = set.intersection(*(set(r) for r in runs))
+        self.names = [name for name in runs[0] if name in common]
+        row = {name: i for i, name in enumerate(self.names)}
+        self.ms = np.zeros((len(self.names), len(samples)))
+        for column, run in enumerate(runs):
+            at = 0
+            for name, kernel in run.items():
+                # a layout change that only some widths need is charged to the kernel before it
+                at = row.get(name, at)
+                self.ms[at, column] += kernel.ms
+        total_ms = np.array([s.ms for s in samples])
+        self.ms, kept = _to_wall(self.ms, total_ms)
+        self.total_ms = total_ms[kept]
+        samples = self.samples = [samples[b] for b in kept]
+        runs = [runs[b] for b in kept]
+        self.kernels = [[run[name] for run in runs] for name in self.names]
+        groups = sorted(samples[0].counts)
+        self.counts = {g: np.array([s.counts[g] for s in samples], dtype=np.int64) for g in groups}
+        self._columns = np.array(list(self.counts.values()), dtype=np.int64).reshape(len(groups), len(samples)).T
+        self._extents: dict[bytes, Extent] = {}
+        self.pools = self._pools()
+
+    def settle(self, terms: Sequence[Term]) -> None:
+        """Cut kernel times that are far above the terms: the core was lost there, and the rest must not pay for it."""
+        row = {name: i for i, name in enumerate(self.names)}
+        predicted = np.zeros_like(self.ms)
+        for term in terms:
+            predicted[row[term.name]] += term.ms(self.counts)
+        self.ms = np.minimum(self.ms, _OUTLIER * predicted + _OUTLIER_MS)
+        self.ms *= self.total_ms / self.ms.sum(axis=0)
+
+    def _pools(self) -> list[_Pool]:
+        patterns = [self._pattern(ks) for ks in self.kernels]
+        by_key: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, (key, _) in enumerate(patterns):
+            by_key[key].append(i)
+        pools = []
+        for members in by_key.values():
+            features = [dict(_features(patterns[i][1])) for i in members]
+            shared = [name for name in features[0] if all(name in other for other in features)]
+            expressions = [[own[name] for name in shared] for own in features]
+            values = [
+                np.column_stack([sum(m.at(self.counts) for m in e) * np.ones(len(self.samples)) for e in own])
+                for own in expressions
+            ]
+            pools.append(_Pool(members, expressions, values))
+        return pools
+
+    def _pattern(self, kernels: Sequence[Kernel]) -> tuple[tuple[object, ...], list[Extent]]:
+        """Operator and shapes with each varying axis replaced by the number of its extent, and those extents."""
+        shapes = [(*k.inputs, *k.outputs) for k in kernels]
+        if len({tuple(len(s) for s in each) for each in shapes}) > 1:
+            shapes = [k.outputs[:1] for k in kernels]
+        axes = np.array([[d for s in each for d in s] for each in shapes], dtype=np.int64).reshape(len(kernels), -1)
+        key: list[object] = [kernels[0].op, tuple(len(s) for s in shapes[0])]
+        columns: list[np.ndarray] = []
+        for axis in axes.T:
+            if (axis == axis[0]).all():
+                key.append(int(axis[0]))
+                continue
+            known = next((i for i, c in enumerate(columns) if (c == axis).all()), None)
+            if known is None:
+                known = len(columns)
+                columns.append(axis)
+            key.append(f"v{known}")
+        extents = []
+        for column in columns:
+            if column.tobytes() not in self._extents:
+                self._extents[column.tobytes()] = extent(column, list(self.counts), self._columns)
+            extents.append(self._extents[column.tobytes()])
+        return tuple(key), extents
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Kernels of one operator and shape pattern: their numbers, and for each its features and [sample, feature]."""
+
+    members: list[int]
+    expressions: list[list[Extent]]
+    values: list[np.ndarray]
+
+
+def _named(kernels: Sequence[Kernel]) -> dict[str, Kernel]:
+    """Kernels by names that do not depend on how many others there are: layout changes take their predecessor's."""
+    named: dict[str, Kernel] = {}
+    seen: Counter[str] = Counter()
+    before = ""
+    for kernel in kernels:
+        if kernel.op.startswith("Reorder"):
+            stem = f"{kernel.op} after {before}"
+            seen[stem] += 1
+            named[f"{stem} {seen[stem]}"] = kernel
+        else:
+            before = kernel.name.removesuffix("_nchwc")
+            named[before] = kernel
+    return named
+
+
+def _to_wall(ms: np.ndarray, total_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel times [kernel, kept] whose sum over kernels is the unprofiled time of the sample, and the kept samples.
+
+    Profiling adds about the same to every kernel: the intercept of unprofiled over profiled time says how much. What
+    then remains is drift between the two measurements, the same factor for all kernels of a sample; samples in which
+    it is large were disturbed and are dropped.
+    """
+    sums = ms.sum(axis=0)
+    added = 0.0
+    if len(sums) >= 8 and np.ptp(sums) > 0.2 * sums.max():
+        slope, intercept, *_ = theilslopes(total_ms, sums)
+        added = float(np.clip(-intercept / (slope * len(ms)), -_MOST_ADDED_MS, _MOST_ADDED_MS))
+    cleaned = np.maximum(np.maximum(ms - added, 0.2 * ms), _LEAST_MS)
+    drift = total_ms / cleaned.sum(axis=0)
+    kept = np.flatnonzero(np.abs(np.log(drift / np.median(drift))) < _LARGEST_DRIFT)
+    return (cleaned * drift)[:, kept], kept
+
+
+def extent(axis: np.ndarray, groups: Sequence[str], counts: np.ndarray) -> Extent:
+    """An axis [sample] as an expression in the group counts [sample, group].
+
+    Tried in order: one group, exactly, rounded up or not; a product of two; a sum of several, exactly or as closely
+    as least squares gets.
+    """
+    for step, (i, group) in product((1, 4, 8, 16, 32), enumerate(groups)):
+        if factor := _single(axis, group, counts[:, i], step):
+            return (Monomial(1.0, (factor,)),)
+    for (i, a), (j, b) in combinations_with_replacement(list(enumerate(groups)), 2):
+        ratio = axis / (counts[:, i] * counts[:, j])
+        if np.ptp(ratio) < 1e-9:
+            return (Monomial(float(ratio[0]), (Factor(a), Factor(b))),)
+    return _sum(axis, groups, counts)
+
+
+def _single(axis: np.ndarray, group: str, count: np.ndarray, step: int) -> Factor | None:
+    """The factor of one group that equals the axis, if there is one with whole numbers.
+
+    A blocked kernel may take counts under its block as they are: samples may be rounded up or not.
+    """
+    low, high = int(count.argmin()), int(count.argmax())
+    run = int(count[high] - count[low])
+    if run == 0:
+        return None
+    slope = round(int(axis[high] - axis[low]) / run)
+    offset = int(axis[low]) - slope * int(count[low]) if step == 1 else 0
+    plain, up, block = (Factor(group, slope, offset), *(Factor(group, slope, offset, step, k) for k in ("up", "block")))
+    at = {group: count}
+    if slope <= 0 or not ((up.at(at) == axis) | (plain.at(at) == axis)).all():
+        return None
+    return max((block, up), key=lambda f: np.count_nonzero(f.at(at) == axis)) if step > 1 else plain
+
+
+def _sum(axis: np.ndarray, groups: Sequence[str], counts: np.ndarray) -> Extent:
+    """A sum over groups that is closest to the axis; whole slopes where they leave no more than rounding does.
+
+    With more groups than samples, groups join one by one while they explain what is left.
+    """
+    if len(axis) > len(groups) + 8:
+        chosen = list(range(len(groups)))
+    else:
+        chosen, left = [], axis - axis.mean()
+        centred = counts - counts.mean(axis=0)
+        lengths = np.maximum(np.linalg.norm(centred, axis=0), 1e-9)
+        while np.abs(left).max() > 0.004 * axis.max() and len(chosen) < len(axis) // 2:
+            gain = centred.T @ (left - left.mean()) / lengths
+            gain[chosen] = -np.inf
+            if gain.max() <= 0:
+                break
+            chosen.append(int(gain.argmax()))
+            left = axis - _with_ones(counts[:, chosen]) @ nnls(_with_ones(counts[:, chosen]), axis.astype(float))[0]
+    weights = nnls(_with_ones(counts[:, chosen]), axis.astype(float))[0]
+    whole = np.round(weights[1:])
+    padding = axis - counts[:, chosen] @ whole
+    if np.ptp(padding) < _BLOCK:
+        weights = np.array([padding.mean(), *whole])
+    slopes = [Monomial(float(w), (Factor(groups[i]),)) for w, i in zip(weights[1:], chosen, strict=True) if w > 1e-3]
+    return (Monomial(float(weights[0])), *slopes)
+
+
+def _with_ones(columns: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(columns)), columns])
+
+
+def _terms(aligned: _Aligned, chosen: np.ndarray) -> tuple[Term, ...]:
+    """One term or more for each kernel, in order, from the samples whose numbers are `chosen`."""
+    terms: dict[int, list[Term]] = {}
+    for pool in aligned.pools:
+        scales, weights = _fit_pool([v[chosen] for v in pool.values], [aligned.ms[i, chosen] for i in pool.members])
+        used = np.flatnonzero(weights)
+        for i, expressions, scale in zip(pool.members, pool.expressions, scales, strict=True):
+            parts = [scaled(expressions[j], float(weights[j] * scale)) for j in used]
+            terms[i] = _split(aligned.names[i], aligned.kernels[i][0].op, [m for part in parts for m in part])
+    ordered = [term for i in sorted(terms) for term in terms[i]]
+    factor = float(np.median(aligned.total_ms[chosen] / _total(ordered, aligned)[chosen]))
+    return tuple(replace(t, monomials=scaled(t.monomials, factor)) for t in ordered)
+
+
+def _total(terms: Sequence[Term], aligned: _Aligned) -> np.ndarray:
+    return np.sum([np.broadcast_to(t.ms(aligned.counts), aligned.total_ms.shape) for t in terms], axis=0)
+
+
+def _features(extents: Sequence[Extent]) -> list[tuple[tuple[object, ...], Extent]]:
+    """Named candidate expressions: 1, every extent and product of two, at each rounding, of at most two groups."""
+    rounded: list[list[tuple[object, Extent]]] = []
+    for number, e in enumerate(extents):
+        forms: list[tuple[object, Extent]] = [((number, "as it is"), e)]
+        if len(e) == 1 and len(e[0].factors) == 1 and e[0].coefficient == 1:
+            (single,) = e[0].factors
+            shapes = [("up", step) for step in _STEPS if step % single.step == 0]
+            shapes += [("block", _BLOCK), ("ragged", _BLOCK), ("small", _BLOCK)]
+            forms += [
+                ((number, *shape), (Monomial(1.0, (replace(single, kind=shape[0], step=shape[1]),)),))
+                for shape in shapes
+                if shape != (single.kind, single.step)
+            ]
+        rounded.append(forms)
+    features: list[tuple[tuple[object, ...], Extent]] = [((), (Monomial(1.0),))]
+    flat = [form for forms in rounded for form in forms]
+    features += [((name,), e) for name, e in flat]
+    for (name_a, a), (name_b, b) in combinations_with_replacement(flat, 2):
+        both = tuple(Monomial(m.coefficient * n.coefficient, m.factors + n.factors) for m in a for n in b)
+        if all(len(m.groups) <= 2 for m in both):
+            features.append(((name_a, name_b), both))
+    return features
+
+
+def _fit_pool(values: Sequence[np.ndarray], ms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale of each kernel and the shared weights >= 0: ms[k] ~ scales[k] * values[k] @ weights.
+
+    Relative errors, large ones counting linearly.
+    """
+    scales = np.ones(len(values))
+    stacked = np.vstack(values)
+    norms = np.maximum(np.abs(stacked).max(axis=0), 1e-12)
+    trust = np.ones(len(stacked))
+    weights = np.zeros(stacked.shape[1])
+    for _ in range(4):
+        times = np.concatenate([m / s for m, s in zip(ms, scales, strict=True)])
+        relative = trust / np.maximum(times, 0.1 * times.mean() + 1e-9)
+        weights, _ = nnls(stacked / norms * relative[:, None], times * relative)
+        predicted = np.maximum(stacked / norms @ weights, 1e-9)
+        error = times / predicted - 1
+        width = 2 * max(float(np.median(np.abs(error))), 1e-3)
+        trust = np.sqrt(np.minimum(1.0, width / np.maximum(np.abs(error), 1e-12)))
+        bounds = np.cumsum([0, *(len(v) for v in values)])
+        ratios = times / predicted
+        scales = scales * np.array([np.median(ratios[a:b]) for a, b in pairwise(bounds)])
+        scales /= np.exp(np.log(scales).mean())
+    return scales, weights / norms
+
+
+def _split(name: str, op: str, monomials: Sequence[Monomial]) -> list[Term]:
+    """The kernel as one term if it has at most two groups, else one for each set of groups."""
+    groups = frozenset().union(*(m.groups for m in monomials))
+    if len(groups) <= 2:
+        return [Term(name, op, tuple(sorted(groups)), tuple(monomials))]
+    parts: dict[frozenset[str], list[Monomial]] = defaultdict(list)
+    for m in monomials:
+        parts[m.groups].append(m)
+    return [Term(name, op, tuple(sorted(gs)), tuple(ms)) for gs, ms in parts.items()]
+
+
+def _left_out_spread(aligned: _Aligned) -> float:
+    """Half of the 10-90 % range of relative errors of whole models, each predicted without its own fold."""
+    n = len(aligned.samples)
+    folds = np.arange(n) % min(_FOLDS, n)
+    errors = []
+    for fold in range(min(_FOLDS, n) if n > 1 else 0):
+        predicted = _total(_terms(aligned, np.flatnonzero(folds != fold)), aligned)
+        errors.extend((predicted / aligned.total_ms - 1)[folds == fold])
+    return float(np.ptp(np.quantile(errors, [0.1, 0.9])) / 2) if errors else 0.0

@@ -1,0 +1,149 @@
+"""The form of the host cost model: a whole model's milliseconds as a sum of terms of at most two widths each.
+
+Data and arithmetic only; `cost` measures, `cost_fit` finds the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from graphprune.errors import EnvironmentFault, UsageError
+from graphprune.target import Estimate
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A function of one group's count, of x = slope * count + offset:
+
+    up: x rounded up to a multiple of `step`, what a vector kernel computes; block: the same, but x itself under one
+    block, as layouts with channel blocks take few channels as they are; ragged: x rounded up where it is no multiple,
+    else zero; small: x where it is under `step`, else zero. The last two are what only such widths cost, as changes
+    of layout do.
+    """
+
+    group: str
+    slope: int = 1
+    offset: int = 0
+    step: int = 1
+    kind: Literal["up", "block", "ragged", "small"] = "up"
+
+    def at(self, counts: Counts) -> int:
+        x = self.slope * counts[self.group] + self.offset
+        up = -(-x // self.step) * self.step
+        match self.kind:
+            case "up":
+                return up
+            case "block":
+                return up + (x - up) * (x < self.step)
+            case "ragged":
+                return up * (up != x)
+            case "small":
+                return x * (x < self.step)
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """A coefficient times a product of factors; in a term its unit is ms."""
+
+    coefficient: float
+    factors: tuple[Factor, ...] = ()
+
+    @property
+    def groups(self) -> frozenset[str]:
+        return frozenset(f.group for f in self.factors)
+
+    def at(self, counts: Counts) -> float:
+        value = self.coefficient
+        for factor in self.factors:
+            value = value * factor.at(counts)
+        return value
+
+
+@dataclass(frozen=True)
+class Term:
+    """The time of one kernel, or of the part of it that depends on `groups` (none, one or two of them).
+
+    Kernels over a concatenation of many groups are spread over several terms of the same name.
+    """
+
+    name: str
+    op: str
+    groups: tuple[str, ...]
+    monomials: tuple[Monomial, ...]
+
+    def ms(self, counts: Counts) -> float:
+        """Milliseconds at these widths; counts may be integer arrays that broadcast, the result then is one too."""
+        return sum(m.at(counts) for m in self.monomials)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """predict(counts) = overhead_ms + the sum of the terms.
+
+    dense_ms: the measured time of the dense model; low, high: the range of widths that was measured; spread: the
+    relative half-width of the 80 % interval of the error on plans left out of the fit.
+    """
+
+    kernels: tuple[Term, ...]
+    overhead_ms: float
+    dense_ms: float
+    spread: float
+    low: dict[str, int]
+    high: dict[str, int]
+    fingerprint: str
+    n_plans: int = 0
+    seconds: float = field(default=0.0, compare=False)
+
+    def predict(self, counts: Counts) -> Estimate:
+        """The time of one run at these widths. Raises UsageError if a group is missing."""
+        if missing := sorted(self.low.keys() - counts.keys()):
+            raise UsageError(f"no width given for group {missing[0]!r}", fix=f"give widths for {sorted(self.low)}")
+        inside = all(self.low[g] <= counts[g] <= self.high[g] for g in self.low)
+        ms = self.overhead_ms + sum(term.ms(counts) for term in self.kernels)
+        if inside:
+            return Estimate(float(ms), self.spread, "interpolated")
+        return Estimate(float(ms), 2 * self.spread, "extrapolated")
+
+    def correct(self, factor: float) -> CostModel:
+        """The same model with every time multiplied, as the closed loop finds measured / predicted to be `factor`."""
+        if not factor > 0:
+            raise UsageError(f"a price cannot be corrected by {factor:g}", fix="give a factor above zero")
+        kernels = tuple(replace(t, monomials=scaled(t.monomials, factor)) for t in self.kernels)
+        return replace(self, kernels=kernels, overhead_ms=self.overhead_ms * factor)
+
+    def merged(self) -> tuple[Term, ...]:
+        """As few terms with the same sum: one for each set of groups that occurs. What a solver should tabulate."""
+        sums: dict[tuple[str, ...], dict[tuple[Factor, ...], float]] = {}
+        for term in self.kernels:
+            monomials = sums.setdefault(term.groups, {})
+            for m in term.monomials:
+                monomials[m.factors] = monomials.get(m.factors, 0.0) + m.coefficient
+        return tuple(
+            Term("+".join(groups) or "fixed", "", groups, tuple(Monomial(c, f) for f, c in monomials.items()))
+            for groups, monomials in sums.items()
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the fingerprint under which the times hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, fingerprint: str | None = None) -> CostModel:
+        """The inverse of `to_dict`. Raises EnvironmentFault if the prices hold for another fingerprint."""
+        if fingerprint is not None and data["fingerprint"] != fingerprint:
+            raise EnvironmentFault("these prices were measured elsewhere", at=f"{data['fingerprint']} != {fingerprint}",
+                                   fix="measure them again on this host")  # fmt: skip
+        kernels = tuple(
+            Term(t["name"], t["op"], tuple(t["groups"]), tuple(
+                Monomial(m["coefficient"], tuple(Factor(**f) for f in m["factors"])) for m in t["monomials"]
+            )) for t in data["kernels"]
+        )  # fmt: skip
+        return cls(**{**data, "kernels": kernels})
+
+
+def scaled(monomials: Sequence[Monomial], factor: float) -> tuple[Monomial, ...]:
+    return tuple(replace(m, coefficient=m.coefficient * factor) for m in monomials)

@@ -1,0 +1,361 @@
+"""The way of the data, top to bottom: load, calibrate, price, solve, apply, measure, correct, certify, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from graphprune.align import align
+from graphprune.backends import open_backend
+from graphprune.backends.base import Backend
+from graphprune.certify import Check, certify
+from graphprune.context import Context, overwrite
+from graphprune.cost import CostModel, measure_cost
+from graphprune.divergence import divergence, outputs_of
+from graphprune.errors import InfeasibleTarget, ModelError, UsageError
+from graphprune.files import publish
+from graphprune.load import save_bytes
+from graphprune.plan import Plan
+from graphprune.prepare import Data, Prepared, certificate_feeds, loader, need_groups, prepare, read_data, runner
+from graphprune.progress import Progress, Silent
+from graphprune.refit import n_stages, refit
+from graphprune.report import Attempt, Report
+from graphprune.scores import Score
+from graphprune.search import improve, measure_curves, probe_levels
+from graphprune.sites import Choice, Pass, Site
+from graphprune.solver import fastest_levels, solve
+from graphprune.summary import make_report
+from graphprune.target import Ratio, Target, Timing, speedup
+
+LOW, HIGH = 1.0, 1.08
+"""The window of accepted results: measured speed-up over the target."""
+_AIM = 1.035
+_ATTEMPTS = 7
+_CANDIDATES = 16
+_PRICING_SECONDS = 40.0
+_EVALUATION_FEEDS = 24
+_REFIT_FEEDS = 128
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model with its plan and report. `model` is an onnx.ModelProto."""
+
+    data: bytes = field(repr=False)
+    plan: Plan
+    report: Report
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return onnx.ModelProto.FromString(self.data)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.onnx, plan.json, plan.npz, report.json and report.html, all or none."""
+        from graphprune.report_html import render_html
+
+        publish(folder, {
+            "model.onnx": self.data, **self.plan.files(),
+            "report.json": self.report.to_json().encode(), "report.html": render_html(self.report).encode(),
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Built:
+    """One measured candidate."""
+
+    levels: Mapping[str, int]
+    choices: Mapping[str, Mapping[str, Choice]]
+    data: bytes = field(repr=False)
+    predicted_ms: float
+    timings: tuple[Timing, Timing]
+
+    @property
+    def ratio(self) -> Ratio:
+        return speedup(*self.timings)
+
+
+class Compiler:
+    """One model, calibrated and priced once; `reach` compiles it for a target. What a family shares is kept here."""
+
+    def __init__(
+        self, prepared: Prepared, data: Data, backend: Backend, passes: Sequence[Pass], *, score: str, compensate: bool,
+        seed: int, device: str, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.prepared, self.data, self.backend, self.passes = prepared, data, backend, tuple(passes)
+        self.seed, self.device, self.progress = seed, device, progress
+        self.dense_bytes = save_bytes(prepared.source.model)
+        self.seconds: dict[str, float] = {}
+        load = loader(backend)
+        analysis, contributions = prepared.analysis, {}
+        if compensate:
+            with self._stage("align", len(data.calibration)) as step:
+                analysis, contributions = align(prepared.analysis, data.calibration, load, step)
+        self.context = Context(analysis, data.calibration, load, score=score, compensate=compensate, seed=seed,
+                               contributions=contributions)  # fmt: skip
+        self._losses: dict[tuple[int, ...], float] = {}
+        with self._stage("calibrate", len(data.calibration)) as step:
+            self.context.step = step
+            _ = self.context.moments
+        with self._stage("score", len(prepared.analysis.groups)) as step:
+            self.context.step = step
+            self.proposed = {p.name: list(p.propose(self.context)) for p in self.passes}
+        self.sites: list[Site] = [s for sites in self.proposed.values() for s in sites]
+        if not self.sites:
+            raise ModelError("no pass can act on this model", at=f"passes: {', '.join(p.name for p in self.passes)}",
+                             fix="see `graphprune explain`; groups need a linear reader to be solved again")  # fmt: skip
+        self.levels = {s.name: s.levels for s in self.sites}
+        self.full = {s.name: s.full for s in self.sites}
+        with self._stage("price", 100) as step:
+            done = 0
+
+            def report(fraction: float, text: str) -> None:
+                nonlocal done
+                step(max(0, round(100 * fraction) - done))
+                done = max(done, round(100 * fraction))
+
+            self.cost: CostModel = measure_cost(
+                self.full, self.levels, self._build_for_price, data.timing, backend, seed=seed,
+                seconds=_PRICING_SECONDS, progress=report,
+            )  # fmt: skip
+        held = list(data.calibration[:: max(1, len(data.calibration) // _EVALUATION_FEEDS)])[:_EVALUATION_FEEDS]
+        self._held = held
+        self._dense_outputs = outputs_of(load(prepared.model), held)
+        with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
+            self.curves = measure_curves(self.sites, self.loss, step)
+
+    def _stage(self, name: str, total: int | None = None):
+        return _timed(self.progress, name, total, self.seconds)
+
+    def choose(self, levels: Mapping[str, int]) -> dict[str, dict[str, Choice]]:
+        """The choices of every pass at these levels."""
+        return {
+            p.name: dict(p.choose(self.context, {s.name: levels[s.name] for s in self.proposed[p.name]}))
+            for p in self.passes
+        }
+
+    def apply(self, choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
+        return apply(self.context, self.passes, choices)
+
+    def tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for p in self.passes:
+            found |= p.solve_again(self.context, model, choices.get(p.name, {}))
+        return found
+
+    def _build_for_price(self, levels: Mapping[str, int]) -> bytes:
+        return save_bytes(self.apply(self.choose(levels)))
+
+    def loss(self, levels: Mapping[str, int]) -> float:
+        """Output divergence at these levels on calibration feeds, readers solved again."""
+        key = tuple(levels[s.name] for s in self.sites)
+        if key not in self._losses:
+            choices = self.choose(levels)
+            model = self.apply(choices)
+            overwrite(model, self.tensors(model, choices))
+            self._losses[key] = divergence(self._dense_outputs, outputs_of(self.context.load(model), self._held))
+        return self._losses[key]
+
+    def build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
+        """Build the model at these levels and time it against the dense one, in turns."""
+        choices = self.choose(levels)
+        data = self._build_for_price(levels)
+        timings = self.backend.measure([self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006,
+                                       max_seconds=12.0)  # fmt: skip
+        return Built(dict(levels), choices, data, cost.predict(levels).ms, (timings[0], timings[1]))
+
+    def reach(self, target: Target) -> Result:
+        """Compile for one target. Raises InfeasibleTarget with the largest factor reached.
+
+        The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
+        left. A result inside the window ends it; failing that, the least overshoot of what was built.
+        """
+        cost, attempts, good = self.cost, [], []
+        best = 0.0
+        for i in range(_ATTEMPTS):
+            wanted = self._wanted(target, cost.dense_ms)
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), (0, _CANDIDATES)[i == 1] or 2 * (i > 1))
+            with self._stage(f"measure {i + 1}"):
+                built = self.build(levels, cost)
+            ratio = built.ratio.value
+            wanted = self._wanted(target, built.timings[0].median_ms)
+            attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
+            self.progress.note(f"attempt {i + 1}: predicted {attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
+            best = max(best, ratio)
+            cost = cost.correct(cost.dense_ms / ratio / built.predicted_ms)
+            if ratio < wanted and not reachable:
+                break
+            if ratio >= wanted and i:
+                finished = self._finish(target, built, attempts)
+                good.append(finished)
+                if finished.report.reached.speedup / wanted >= LOW and finished.report.reached.speedup / wanted <= HIGH:
+                    return finished
+        reached = [r for r in good if r.report.reached.speedup >= self._wanted(target, r.report.reached.dense_ms)]
+        if reached:
+            return min(reached, key=lambda r: r.report.reached.speedup)
+        raise InfeasibleTarget(
+            f"{target} is out of reach on {self.device}: the most measured is {best:.2f}x", best=best,
+            at=self._obstacle(), fix="lower the target, or allow more passes",
+        )  # fmt: skip
+
+    def _wanted(self, target: Target, dense_ms: float) -> float:
+        """The target as a speed-up over the dense model."""
+        wanted = dense_ms / target.budget_ms(dense_ms)
+        if wanted <= 1:
+            raise UsageError(f"the model already takes {dense_ms:.3g} ms, less than the {target} asked for",
+                             at="--target-latency", fix="ask for less time than that")  # fmt: skip
+        return wanted
+
+    def _search(self, cost: CostModel, budget_ms: float, n_candidates: int) -> tuple[dict[str, int], bool]:
+        """Levels for a budget, and whether it is thought reachable; the fastest levels where it is not."""
+        try:
+            if not n_candidates:
+                return solve(self.levels, self.curves, cost, budget_ms), True
+            with self._stage("search", n_candidates + 1) as step:
+                levels, _ = improve(self.levels, self.curves, cost, budget_ms, self.loss, n_candidates=n_candidates,
+                                    seed=self.seed, step=step)  # fmt: skip
+                return levels, True
+        except InfeasibleTarget:
+            return fastest_levels(self.levels, cost), False
+
+    def _obstacle(self) -> str:
+        """Which part of the time no site can change."""
+        fixed = [t for t in self.cost.kernels if not t.groups]
+        share = (self.cost.overhead_ms + sum(t.ms({}) for t in fixed)) / self.cost.dense_ms
+        return f"{share:.0%} of the time is in {len({t.name for t in fixed})} kernels no site changes (see explain)"
+
+    def _finish(self, target: Target, built: Built, attempts: Sequence[Attempt]) -> Result:
+        """Solve the weights, certify, measure what will be written, and report."""
+        model = self.apply(built.choices)
+        tensors = self.tensors(model, built.choices)
+        if self.context.compensate:
+            keeps = self.prepared.analysis.keeps(kept_channels(built.choices))
+            overwrite(model, tensors)
+            with self._stage("refit", n_stages(self.context, model, keeps)) as step:
+                tensors |= refit(self.context, model, keeps, self.data.calibration[:_REFIT_FEEDS], step)
+        data = save_bytes(overwrite(model, tensors))
+        tensors = self._new_tensors(model, built.choices)
+        with self._stage("certify"):
+            checks = self._certificate(built)
+        with self._stage("final measurement"):
+            timings = self.backend.measure([self.dense_bytes, data], self.data.timing, min_rounds=30, spread=0.005,
+                                           max_seconds=20.0)  # fmt: skip
+        plan = Plan(
+            self.prepared.source.sha256, self.prepared.traced_at, built.choices, tensors, self.context.compensate,
+            str(target), self.device, self.seed, built.predicted_ms, timings[1].median_ms, timings[0].median_ms,
+        )  # fmt: skip
+        report = make_report(self, target, built, data, model, checks, attempts, timings)
+        return Result(data, plan, report)
+
+    def _new_tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
+        """The initialisers of the finished model that applying the choices to the model as it came does not give."""
+        original = replace(self.context, analysis=self.prepared.analysis)
+        plain = apply(original, self.passes, choices).graph.initializers
+        return {
+            name: value.const_value.numpy()
+            for name, value in model.graph.initializers.items()
+            if not np.array_equal(value.const_value.numpy(), plain[name].const_value.numpy(), equal_nan=True)
+        }
+
+    def _certificate(self, built: Built) -> list[Check]:
+        checks = certify(self.prepared.analysis, kept_channels(built.choices), certificate_feeds(self.prepared, self.data), runner(self.backend))
+        for check in checks:
+            if check.verdict == "mismatch":
+                raise ModelError(
+                    f"the certificate failed: pruning changed the model by {check.difference:.2g} where it should not",
+                    at=f"groups {', '.join(check.groups[:5])}", fix="this is a defect of graphprune: please report it",
+                )  # fmt: skip
+        return checks
+
+
+def kept_channels(choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
+    """The keep sets among the choices, by group."""
+    return {n: np.asarray(c["keep"]) for sites in choices.values() for n, c in sites.items() if "keep" in c}
+
+
+def apply(context: Context, passes: Sequence[Pass], choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
+    """The canonical model with every pass's choices carried out, in order."""
+    model = context.model
+    for p in passes:
+        model = p.apply(context, model, choices.get(p.name, {}))
+    return model
+
+
+@contextmanager
+def _timed(progress: Progress, name: str, total: int | None, seconds: dict[str, float]):
+    started = time.perf_counter()
+    with progress.stage(name, total) as step:
+        yield step
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def compiler(
+    model: Any, *, device: str = "host", calibration: Any = None, shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0, threads: int = 1, score: str = "second-order", compensate: bool = True,
+    passes: Sequence[Pass] | None = None, progress: Progress | None = None,
+) -> Compiler:  # fmt: skip
+    """Everything that is done once for a model, whatever the target: see `compile` for the arguments."""
+    progress = progress or Silent()
+    if score not in get_args(Score):
+        raise UsageError(f"unknown score {score!r}", at="--score", fix=f"one of {', '.join(get_args(Score))}")
+    backend = open_backend(device, threads)
+    with progress.stage("load"):
+        prepared = prepare(model, backend, shapes)
+        need_groups(prepared)
+        data = read_data(prepared, calibration, shapes, seed)
+    return Compiler(prepared, data, backend, default_passes() if passes is None else passes, score=score,
+                    compensate=compensate, seed=seed, device=device, progress=progress)  # fmt: skip
+
+
+def default_passes() -> tuple[Pass, ...]:
+    """The default pipeline, in order."""
+    from graphprune.passes.width import Width
+
+    return (Width(),)
+
+
+def compile(
+    model: Any, *, target_speedup: float | None = None, target_latency_ms: float | None = None, **options: Any
+) -> Result:
+    """Make `model` as fast as asked on a device, measured, at the least loss of quality.
+
+    model: a path, bytes, onnx.ModelProto or onnx_ir.Model. target_speedup: how many times faster than the dense model
+    in the same runtime; or target_latency_ms. device: "host". calibration: a folder of .npz files, one stacked .npz,
+    "module:function", or an iterable of feeds (input name -> array); None makes up inputs and says so. shapes: input
+    name -> shape at which speed counts, for dynamic axes. score: "second-order", "magnitude" or "activation".
+    compensate: solve the remaining weights again. passes: values of `sites.Pass`, the width pass if None. progress:
+    see `progress`. Raises errors of `graphprune.errors`; InfeasibleTarget carries the largest factor measured.
+    """
+    return compiler(model, **options).reach(Target(target_speedup, target_latency_ms))
+
+
+def compile_family(model: Any, *, targets: Sequence[float], **options: Any) -> list[Result]:
+    """Several speed-ups of one model from one calibration and one set of prices; arguments as for `compile`."""
+    wanted = [Target(speedup=t) for t in targets]
+    shared = compiler(model, **options)
+    return [shared.reach(target) for target in wanted]
+
+
+def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None = None) -> bytes:
+    """Carry a plan out on the model it was made for: the bytes that `compile` gave, without data or measurement."""
+    plan = plan if isinstance(plan, Plan) else Plan.read(plan)
+    backend = open_backend("host")
+    prepared = prepare(model, backend, traced_at=plan.traced_at)
+    if prepared.source.sha256 != plan.model_sha256:
+        raise UsageError("this plan was made for another model", at=f"plan {plan.model_sha256[:12]}, model "
+                         f"{prepared.source.sha256[:12]} (sha256)", fix="give the model that was compiled")  # fmt: skip
+    passes = default_passes() if passes is None else tuple(passes)
+    if unknown := sorted(set(plan.choices) - {p.name for p in passes}):
+        raise UsageError(f"the plan has choices of a pass {unknown[0]!r} that is not here", fix="give it in passes=[...]")
+    context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate)
+    try:
+        return save_bytes(overwrite(apply(context, passes, plan.choices), plan.tensors))
+    except KeyError as e:
+        raise UsageError(f"the plan does not fit the model: {e}", fix="compile again with this version") from e

@@ -1,0 +1,137 @@
+"""Small graphs for tests: built from ONNX text, run, typed, pruned and certified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from graphprune.canonicalise import canonicalise, unique_names
+from graphprune.certify import Check, certify
+from graphprune.groups import Analysis, analyse
+from graphprune.infer import infer
+from graphprune.rules.base import Sample
+from graphprune.trace import Feed, trace
+
+ort.set_default_logger_severity(4)
+
+
+def run(model: ir.Model, feed: Feed) -> dict[str, np.ndarray]:
+    """Run on ONNX Runtime, unoptimised; on the reference evaluator what ONNX Runtime has no kernel for."""
+    proto = ir.to_proto(model)
+    names = [v.name for v in model.graph.outputs]
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+        return dict(zip(names, onnx.reference.ReferenceEvaluator(proto).run(names, dict(feed)), strict=True))
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def model_of(
+    text: str,
+    inputs: Mapping[str, Sequence[int | str]],
+    weights: Mapping[str, tuple[int, ...] | np.ndarray] | None = None,
+    outputs: Sequence[str] = ("result",),
+    opset: int = 18,
+    seed: int = 0,
+) -> ir.Model:
+    """The model of some nodes in ONNX text. A weight given by its shape gets random numbers."""
+    rng = np.random.default_rng(seed)
+    declared = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in inputs.items())
+    proto = onnx.parser.parse_model(
+        f'<ir_version: {8 if opset < 22 else 11}, opset_import: ["": {opset}, "com.microsoft": 1]>\n'
+        f"g ({declared}) => ({', '.join(f'float {name}' for name in outputs)}) {{\n{text}\n}}"
+    )
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    for name, value in (weights or {}).items():
+        array = value if isinstance(value, np.ndarray) else rng.normal(size=value).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.from_proto(proto)
+
+
+def sample_model(sample: Sample) -> tuple[ir.Model, Feed]:
+    """A sample between a weight that makes axis `axis` of x and one that reads axis `out_axis` of y."""
+    rng = np.random.default_rng(1)
+    rank = len(sample.x)
+    inner = [i for i in range(rank) if i != sample.axis] + [sample.axis]
+    back = [inner.index(i) for i in range(rank)]
+    head = f"x1 = MatMul(x0, w_in)\nx = Transpose<perm={back}>(x1)\n{sample.text}"
+    shape = (*(sample.x[i] for i in inner[:-1]), 5)
+    weights = {"w_in": (5, sample.x[sample.axis]), **sample.weights}
+    feed = {"x0": rng.normal(size=shape).astype(np.float32)}
+    y = run(model_of(head, {"x0": shape}, weights, ("y",), sample.opset), feed)["y"]
+    outer = [i for i in range(y.ndim) if i != sample.out_axis] + [sample.out_axis]
+    tail = f"\ny1 = Transpose<perm={outer}>(y)\nresult = MatMul(y1, w_out)"
+    weights["w_out"] = (y.shape[sample.out_axis], 4)
+    return model_of(head + tail, {"x0": shape}, weights, opset=sample.opset), feed
+
+
+def typed(model: ir.Model, feed: Feed, *, inexact: bool = False, fold: bool = True) -> Analysis:
+    """The groups of a model. fold: whether what shapes determine is computed beforehand, as it is for users."""
+    if fold:
+        model = canonicalise(model)
+    else:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        unique_names(model)
+    return analyse(model, infer(model, trace(model, feed, run)), inexact=inexact)
+
+
+def sizes(analysis: Analysis) -> tuple[list[int], list[int]]:
+    """Sizes of the exact and of the inexact groups, ascending."""
+    exact = sorted(g.size for g in analysis.groups.values() if g.inexact is None)
+    return exact, sorted(g.size for g in analysis.groups.values() if g.inexact is not None)
+
+
+def some(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random keep set that removes something."""
+    return np.sort(rng.choice(size, rng.integers(1, size), replace=False))
+
+
+def certified(analysis: Analysis, feeds: Sequence[Feed], seed: int = 0) -> list[Check]:
+    """Checks of every group pruned alone and of all of them at once."""
+    rng = np.random.default_rng(seed)
+    keeps = {name: some(g.size, rng) for name, g in analysis.groups.items()}
+    checks = [c for name, keep in keeps.items() for c in certify(analysis, {name: keep}, feeds, run)]
+    return checks + (certify(analysis, keeps, feeds, run) if len(keeps) > 1 else [])
+
+
+def failures(checks: Sequence[Check]) -> list[str]:
+    return [f"{c.oracle} of {', '.join(c.groups)} {c.verdict}: {c.difference:.2g} beside an effect of {c.effect:.2g}"
+            for c in checks if c.verdict == "mismatch"]  # fmt: skip
+
+
+def random_weights(model: ir.Model, seed: int = 0) -> ir.Model:
+    """The same network with random weights in place of constant ones and of fills computed by ConstantOfShape: equal
+    numbers (gammas of one, shifts of zero) would hide what pruning changes. Vectors become 0.5 to 1.5, matrices keep
+    the scale of their inputs."""
+    rng = np.random.default_rng(seed)
+
+    def fill(shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 1:
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return (rng.normal(size=shape) / np.sqrt(max(np.prod(shape[1:]), 1))).astype(np.float32)
+
+    graph = model.graph
+    for node in list(graph):
+        constant = node.op_type == "ConstantOfShape" and node.inputs[0].is_initializer()
+        if constant and (shape := tuple(int(n) for n in node.inputs[0].const_value.numpy())):
+            y = node.outputs[0]
+            value = ir.Value(name=f"{y.name}.random", const_value=ir.tensor(fill(shape), name=f"{y.name}.random"),
+                             shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))  # fmt: skip
+            graph.register_initializer(value)
+            y.replace_all_uses_with(value)
+            graph.remove(node, safe=True)
+    for value in graph.initializers.values():
+        array = value.const_value.numpy()
+        if value.dtype == ir.DataType.FLOAT and array.size > 1 and array.ndim and np.ptp(array) == 0:
+            value.const_value = ir.tensor(fill(array.shape), name=value.name)
+    return model
