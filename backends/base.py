@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,10 +28,12 @@ class Executable(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime on a device. `threads` is how many threads one run may use."""
+    """A runtime on a device. `threads` is how many threads one run may use. `lowerings` are rewrites that leave what a
+    model computes alone and may be faster here, by name; the driver measures them before it takes them."""
 
     name: str
     threads: int
+    lowerings: Mapping[str, Callable[[ir.Model], ir.Model]]
 
     def load(self, model: Model, *, optimise: bool = True) -> Executable:
         """Ready to run; `optimise=False` runs the graph as it is written, for exact comparisons.

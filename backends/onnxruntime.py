@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from graphprune.backends import profile as trace
 from graphprune.backends.base import Feed, Model
+from graphprune.backends.lowering import LOWERINGS
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
 from graphprune.target import Kernel, Timing, median_spread, speedup
 
@@ -71,6 +72,7 @@ class OnnxRuntime:
     """The host's processor through ONNX Runtime, sequential, with `threads` intra-op threads."""
 
     name = "onnxruntime"
+    lowerings = LOWERINGS
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphprune.calibrate import Load, moments
 from graphprune.compensate import Moments, robust_cholesky
-from graphprune.dims import leaves, positions
+from graphprune.dims import Dim, Type, leaves, positions
 from graphprune.edit import set_constant
 from graphprune.groups import Analysis, Group
 from graphprune.rules.base import Reader
@@ -26,6 +26,8 @@ from graphprune.views import View, find_bias
 
 _LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice", "Gather")
 _SCALE = ("Mul", "Div")
+_BLIND = ("Shape", "Size")
+"""They see no numbers, only how many there are."""
 _DAMPING = 1e-3
 
 
@@ -85,14 +87,15 @@ def align(
 def _views(analysis: Analysis, basis: FreeBasis) -> list[View]:
     """Pseudo-readers of the makers' outputs, whose moments are the covariances of the channels."""
     makers = [basis.first] if basis.second is None else [basis.first, basis.second]
-    return [View(Reader(m.reader.node, "matmul", m.output, m.reader.w, "", m.reader.produced, m.reader.contracted), 1, 1,
-                 None) for m in makers]  # fmt: skip
+    readers = [Reader(m.reader.node, "matmul", m.output, m.reader.w, "", m.reader.produced, m.reader.contracted)
+               for m in makers]  # fmt: skip
+    return [View(reader, 1, 1, None) for reader in readers]
 
 
 def _free_basis(analysis: Analysis, group: Group) -> FreeBasis | None:
     nodes = {n.name: n for n in analysis.model.graph}
     types, dim = analysis.types, group.dim
-    makers, allowed = [], set()
+    makers, allowed, blocks = [], set(), None
     readers = {r.node: r for r in types.readers if r.kind == "matmul"}
     for name in group.nodes:
         r = readers.get(name)
@@ -101,10 +104,15 @@ def _free_basis(analysis: Analysis, group: Group) -> FreeBasis | None:
                 return None
             place = find_bias(nodes[name], types.axes[r.w][r.produced].size)
             bias = None if place.node is None else place.node.inputs[place.operand]
-            if bias is not None and len(bias.uses()) > 1:
+            broadcast = place.node is None and len(nodes[name].inputs) > 2 and nodes[name].inputs[2] is not None
+            if broadcast or (bias is not None and len(bias.uses()) > 1):
                 return None
+            columns = _columns(types.axes[r.w][r.produced], dim, like=blocks)
+            if columns is None:
+                return None
+            blocks = list(columns)
             makers.append(Maker(r, r.y if place.node in (None, nodes[name]) else place.node.outputs[0].name, bias,
-                                positions(types.axes[r.w][r.produced], dim).T))  # fmt: skip
+                                np.stack(list(columns.values()))))  # fmt: skip
             allowed |= {name} | (set() if place.node is None else {place.node.name})
     ends: list[tuple[int, str, int]] = []
     for i, maker in enumerate(makers):
@@ -116,14 +124,29 @@ def _free_basis(analysis: Analysis, group: Group) -> FreeBasis | None:
     reading = [nodes[name] for _, name, _ in ends]
     linear = [r for r in group.readers if r.kind == "matmul"]
     if len(makers) == 1 and linear and {n.name for n in reading} == {r.node for r in linear}:
-        columns = [(r, positions(types.axes[r.w][r.contracted], dim).T) for r in linear]
+        columns = [_columns(types.axes[r.w][r.contracted], dim, like=blocks) for r in linear]
         single = all(len(nodes[r.node].inputs[1].uses()) == 1 for r in linear)
-        if single and all(c.shape == makers[0].columns.shape for _, c in columns):
-            return FreeBasis(group, makers[0], None, tuple(columns))
-    if len(makers) == 2 and len(ends) == 2 and not group.readers and ends[0][1] == ends[1][1]:
-        if {e[2] for e in ends} == {0, 1} and makers[0].columns.shape == makers[1].columns.shape:
-            return FreeBasis(group, makers[0], makers[1], ())
+        if single and all(c is not None for c in columns):
+            read = tuple((r, np.stack(list(c.values()))) for r, c in zip(linear, columns, strict=True))
+            return FreeBasis(group, makers[0], None, read)
+    operands = {operand for _, _, operand in ends}
+    if len(makers) == len(ends) == 2 and not group.readers and ends[0][1] == ends[1][1] and operands == {0, 1}:
+        return FreeBasis(group, makers[0], makers[1], ())
     return None
+
+
+def _columns(t: Type, dim: Dim, like: Sequence[frozenset] | None) -> dict[frozenset, np.ndarray] | None:
+    """Where the channels of each block lie on an axis, by the indices that the block has on the axis' other variables
+    (heads may be in another order where they are read). In the order of `like`; None where the blocks are others."""
+    index = {d: np.full(t.size, -1) for d in leaves(t) if d is not dim}
+    for d, owner in index.items():
+        where = positions(t, d)
+        owner[where] = np.arange(d.size)[:, None]
+    columns = positions(t, dim).T
+    found = {frozenset((d, int(i[c[0]])) for d, i in index.items() if i[c[0]] >= 0): c for c in columns}
+    if len(found) < len(columns) or (like is not None and found.keys() != set(like)):
+        return None
+    return found if like is None else {block: found[block] for block in like}
 
 
 def _follow(value: ir.Value, dim, types, allowed: set[str], ends: list, maker: int) -> bool:
@@ -138,6 +161,9 @@ def _follow(value: ir.Value, dim, types, allowed: set[str], ends: list, maker: i
             ends.append((maker, node.name, operand))
             allowed.add(node.name)
             continue
+        if node.op_type in _BLIND:
+            allowed.add(node.name)
+            continue
         layout = node.op_type in _LAYOUT and operand == 0
         product = node.op_type == "MatMul" and all(dim not in set(leaves(t)) for v in node.inputs if v is not value
                                                    for t in types.axes[v.name])  # fmt: skip
@@ -148,7 +174,8 @@ def _follow(value: ir.Value, dim, types, allowed: set[str], ends: list, maker: i
             return False
         allowed.add(node.name)
         for y in node.outputs:
-            if any(dim in set(leaves(t)) for t in types.axes.get(y.name, ())) and not _follow(y, dim, types, allowed, ends, maker):
+            carries = any(dim in set(leaves(t)) for t in types.axes.get(y.name, ()))
+            if carries and not _follow(y, dim, types, allowed, ends, maker):
                 return False
     return not value.is_graph_output()
 

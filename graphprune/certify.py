@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dims import Keeps, kept, leaves, new_size
-from graphprune.edit import new_constant, shrink
+from graphprune.dims import Keeps, kept, new_size
+from graphprune.edit import new_constant, set_constant, shrink
 from graphprune.groups import Analysis
 from graphprune.trace import Feed, Run
 
@@ -78,8 +78,9 @@ def certify(analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[
 
     Exact groups by the masked oracle, the others by the permutation oracle. Runs with optimisation off.
     """
-    exact = {n: k for n, k in keep.items() if analysis.groups[n].inexact is None and len(k) < analysis.groups[n].size}
-    inexact = [n for n, k in keep.items() if analysis.groups[n].inexact is not None and len(k) < analysis.groups[n].size]
+    keep = {n: k for n, k in keep.items() if len(k) < analysis.groups[n].size}
+    exact = {n: k for n, k in keep.items() if analysis.groups[n].inexact is None}
+    inexact = [n for n in keep if n not in exact]
     model, checks = analysis.model, []
     if exact:
         keeps = analysis.keeps(exact)
@@ -101,8 +102,6 @@ def certify(analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[
 
 def _scramble(model: ir.Model, analysis: Analysis, order: Mapping[str, np.ndarray]) -> None:
     """Permute the groups on one weight each only: what an incompletely found group would look like."""
-    from graphprune.edit import set_constant
-
     for name, index in order.items():
         weight, axis = analysis.groups[name].weights[0]
         value = model.graph.initializers[weight]
@@ -123,7 +122,7 @@ def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have) 
 
 def compare(want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> float:
     """Largest absolute difference over the outputs, each relative to the largest magnitude of `want`'s; inf where
-    shapes, names or NaN positions differ."""
+    shapes, names, or NaN and infinite entries differ."""
     if want.keys() != have.keys():
         return float("inf")
     worst = 0.0
@@ -132,9 +131,9 @@ def compare(want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> f
         if np.shape(a) != np.shape(b):
             return float("inf")
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            return float("inf")
         finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            return float("inf")
         if not finite.any():
             continue
         a, b = a[finite], b[finite]

@@ -52,9 +52,9 @@ def _version(model: ir.Model, node: ir.Node) -> int:
 def _apply(op: Op, t: Types) -> None:
     domain = "" if op.node.domain == "ai.onnx" else op.node.domain
     rule = TABLE.get((domain, op.type))
-    captured = list(_captured(op.node))
-    if rule is None or captured or any(v is not None and v.name not in t.axes for v in op.inputs):
-        freeze_node(op, t, captured, "control flow" if captured else "no rule for operator")
+    outer = list(captured(op.node))
+    if rule is None or outer or any(v is not None and v.name not in t.axes for v in op.inputs):
+        freeze_node(op, t, outer, "control flow" if outer else "no rule for operator")
         return
     try:
         rule.apply(op, t)
@@ -81,7 +81,7 @@ def freeze_node(op: Op, t: Types, captured: list[ir.Value], text: str) -> None:
             t.freeze(t.fresh(y), why, dynamic=True)
 
 
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
+def captured(node: ir.Node) -> Iterator[ir.Value]:
     """Values of the outer graph that the bodies of If, Loop or Scan use."""
     for attribute in node.attributes.values():
         graphs = ()
@@ -93,5 +93,5 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
             own = set(graph.inputs) | set(graph.initializers.values()) | {y for n in graph for y in n.outputs}
             for inner in graph:
                 yield from (v for v in inner.inputs if v is not None and v not in own)
-                yield from (v for v in _captured(inner) if v not in own)
+                yield from (v for v in captured(inner) if v not in own)
             yield from (v for v in graph.outputs if v not in own)

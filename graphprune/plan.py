@@ -23,7 +23,7 @@ SCHEMA = 1
 @dataclass(frozen=True)
 class Plan:
     """model_sha256: of the model it was made for. traced_at: input shapes its types were found under.
-    choices: pass -> site -> what was decided. tensors: initialiser of the result -> new contents.
+    choices: pass -> site -> what was decided. lowerings: names of the backend's rewrites that were taken. tensors: initialiser of the result -> new contents.
     predicted_ms, measured_ms, dense_ms: what was promised and what came out, for the record.
     """
 
@@ -32,6 +32,7 @@ class Plan:
     choices: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     compensate: bool = True
+    lowerings: tuple[str, ...] = ()
     target: str = ""
     device: str = "host"
     seed: int = 0
@@ -67,6 +68,7 @@ class Plan:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 tensors = {name: arrays[f"t{i}"] for i, name in enumerate(plain.pop("tensors"))}
+            plain["lowerings"] = tuple(plain["lowerings"])
             plain["traced_at"] = {k: tuple(v) for k, v in plain["traced_at"].items()}
             return cls(tensors=tensors, **plain)
         except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -17,9 +17,9 @@ from graphprune.feeds import Feed, InputSpec, common_shapes, load_calibration, p
 from graphprune.groups import Analysis, analyse
 from graphprune.infer import infer
 from graphprune.load import Source, load
-from graphprune.trace import Trace, bind, trace
+from graphprune.trace import bind, trace
 
-CALIBRATION_LIMIT = 256
+CALIBRATION_LIMIT = 512
 _SYNTHETIC = 64
 
 

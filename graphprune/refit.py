@@ -9,33 +9,42 @@ labels. Widths do not change, so neither does the time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.calibrate import Values, cross_moments
+from graphprune.calibrate import Load, Values, cross_moments
 from graphprune.compensate import refit as solve
 from graphprune.context import Context
 from graphprune.dims import Keeps, kept
 from graphprune.edit import set_constant
+from graphprune.infer import captured
 from graphprune.rules.base import Reader
 from graphprune.trace import Feed, exposed
 from graphprune.views import View, bias_of, find_bias, view_of
 
 _TARGET_BYTES = 1_500_000_000
+Stage = tuple[int, list["Layer"]]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of the compressed model: its view, the value to repeat, and what else is added into that value."""
+    """A linear layer of the compressed model: its view, its own output, the value to repeat (that output, or the sum it
+    goes into), and what else is added into that sum."""
 
     view: View
     node: ir.Node
+    own: str
     target: str
     others: tuple[str, ...]
     channels: np.ndarray
     """Indices of the dense output channels that are left."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Values of the compressed model that solving the layer takes."""
+        return (self.view.reader.x, *self.others)
 
     def wanted(self, dense: np.ndarray) -> np.ndarray:
         """The dense value to repeat, as far as its channels are left: [rows, out]."""
@@ -58,21 +67,93 @@ def refit(
 
     model: context.model with `keeps` applied and readers solved once. step is called after each stage of `n_stages`.
     """
+    plan = _Schedule(model, _layers(context, model, keeps))
+    walk = _Walk(plan, feeds, context.load)
     changed: dict[str, np.ndarray] = {}
-    stages = list(_stages(model, _layers(context, model, keeps)))
-    for part in _parts(stages, feeds):
-        targets = _targets(context, part, feeds)
-        for stage in part:
-            _solve_stage(context, model, stage, feeds, targets, changed)
-            for layer in stage:
+    for part in _parts(plan.stages, feeds):
+        targets = _targets(context, [layers for _, layers in part], feeds)
+        for level, layers in part:
+            walk.advance(level)
+            _solve_stage(layers, walk.values, targets, changed)
+            for layer in layers:
                 targets.pop(layer.node.name)
             step()
     return changed
 
 
 def n_stages(context: Context, model: ir.Model, keeps: Keeps) -> int:
-    """How many times the feeds are run through both models."""
-    return len(list(_stages(model, _layers(context, model, keeps))))
+    """How many times `refit` will call step."""
+    return len(_Schedule(model, _layers(context, model, keeps)).stages)
+
+
+class _Schedule:
+    """Which layers can be solved together, and what must have run before.
+
+    The level of a value is the largest number of layers on a path to it; a layer of level n reads values of level n and
+    makes values of level n + 1.
+    """
+
+    def __init__(self, model: ir.Model, layers: Sequence[Layer]) -> None:
+        self.model = model
+        by_node = {layer.node: layer for layer in layers}
+        self.level: dict[str, int] = {}
+        stages: dict[int, list[Layer]] = {}
+        for node in model.graph:
+            level = max((self.level.get(v.name, 0) for v in node.inputs if v is not None), default=0)
+            if node in by_node:
+                stages.setdefault(level, []).append(by_node[node])
+                level += 1
+            for y in node.outputs:
+                self.level[y.name] = level
+        self.stages = [(level, [self._feasible(x, level) for x in stages[level]]) for level in sorted(stages)]
+
+    def _feasible(self, layer: Layer, level: int) -> Layer:
+        """A residual stream that is not there yet when the layer is solved cannot be part of its target."""
+        if all(self.level.get(name, 0) <= level for name in layer.others):
+            return layer
+        return replace(layer, target=layer.own, others=())
+
+
+class _Walk:
+    """The values of the compressed model on every feed, computed level by level as layers are solved, so that in all
+    the model runs once. Only values that later levels or layers still need are kept."""
+
+    def __init__(self, plan: _Schedule, feeds: Sequence[Feed], load: Load) -> None:
+        self._plan, self._load, self._done = plan, load, -1
+        self.values: list[dict[str, np.ndarray]] = [dict(feed) for feed in feeds]
+
+    def advance(self, level: int) -> None:
+        """Compute everything up to values of `level`."""
+        graph, levels = self._plan.model.graph, self._plan.level
+        fresh = [n for n in graph if self._done < levels[n.outputs[0].name] <= level]
+        needed = {v.name for n in graph if levels[n.outputs[0].name] > level for v in n.inputs if v is not None}
+        needed |= {name for at, layers in self._plan.stages if at >= level for x in layers for name in x.needs}
+        self._done = level
+        made = {y.name for n in fresh for y in n.outputs if y.name}
+        outputs = sorted(made & needed)
+        if outputs:
+            inside = {v.name for n in fresh for v in _operands(n)} - made - graph.initializers.keys()
+            kinds = {name: self.values[0][name].dtype for name in sorted(inside)}
+            run = self._load(_segment(self._plan.model, kinds, outputs))
+            for values in self.values:
+                values.update(run({name: values[name] for name in inside}))
+        for values in self.values:
+            for name in values.keys() - needed:
+                del values[name]
+
+
+def _operands(node: ir.Node) -> Iterator[ir.Value]:
+    """Inputs of a node, and the outer values its bodies use."""
+    yield from (v for v in node.inputs if v is not None)
+    yield from captured(node)
+
+
+def _segment(model: ir.Model, inputs: Mapping[str, np.dtype], outputs: Sequence[str]) -> ir.Model:
+    """The part of the graph between `inputs`, whose element types are given, and `outputs`."""
+    graph = ir.convenience.extract(model.graph, list(inputs), outputs)
+    for value in graph.inputs:
+        value.type = ir.TensorType(ir.DataType.from_numpy(inputs[value.name]))
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def _layers(context: Context, model: ir.Model, keeps: Keeps) -> list[Layer]:
@@ -133,7 +214,7 @@ def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_
         total, other = uses[0].node.outputs[0], uses[0].node.inputs[1 - uses[0].idx]
         if total.name in dense_values and other is not None and not other.is_initializer() and _same_shape(other, y):
             target, others = total.name, (other.name,)
-    return Layer(view, node, target, others, channels) if target in dense_values else None
+    return Layer(view, node, base, target, others, channels) if base in dense_values else None
 
 
 def _same_shape(a: ir.Value, b: ir.Value) -> bool:
@@ -141,29 +222,13 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
     return a.shape is not None and b.shape is not None and str(a.shape) == str(b.shape)
 
 
-def _stages(model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers in the order of the graph, those that do not depend on one another together."""
-    by_node = {layer.node: layer for layer in layers}
-    depth: dict[ir.Value, int] = {}
-    stages: dict[int, list[Layer]] = {}
-    for node in model.graph:
-        level = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
-        if node in by_node:
-            stages.setdefault(level, []).append(by_node[node])
-            level += 1
-        for y in node.outputs:
-            depth[y] = level
-    for level in sorted(stages):
-        yield stages[level]
-
-
-def _parts(stages: Sequence[list[Layer]], feeds: Sequence[Feed]) -> Iterator[list[list[Layer]]]:
+def _parts(stages: Sequence[Stage], feeds: Sequence[Feed]) -> Iterator[list[Stage]]:
     """Stages whose targets over all feeds fit in memory together, so that the dense model runs once for many."""
     rows = sum(max(int(np.prod(a.shape)) for a in feed.values()) for feed in feeds)
-    part: list[list[Layer]] = []
+    part: list[Stage] = []
     total = 0
     for stage in stages:
-        size = 4 * rows * sum(len(layer.channels) for layer in stage)
+        size = 4 * rows * sum(len(layer.channels) for layer in stage[1])
         if part and total + size > _TARGET_BYTES:
             yield part
             part, total = [], 0
@@ -186,18 +251,16 @@ def _targets(context: Context, part: Sequence[Sequence[Layer]], feeds: Sequence[
 
 
 def _solve_stage(
-    context: Context, model: ir.Model, stage: Sequence[Layer], feeds: Sequence[Feed],
-    targets: Mapping[str, Sequence[np.ndarray]], changed: dict[str, np.ndarray],
+    stage: Sequence[Layer], values: Sequence[Values], targets: Mapping[str, Sequence[np.ndarray]],
+    changed: dict[str, np.ndarray],
 ) -> None:  # fmt: skip
-    inputs = {v.name for v in model.graph.inputs}
-    seen = list(dict.fromkeys(n for layer in stage for n in (layer.view.reader.x, *layer.others) if n not in inputs))
-    run = context.load(exposed(model, seen))
+    """Solve layers that do not depend on one another, with the damping chosen between even and odd feeds."""
+    pairs = [(x.view, lambda dense, pruned, x=x: x.rows(dense[x.node.name], pruned)) for x in stage]
     folds = []
-    for fold in (range(0, len(feeds), 2), range(1, len(feeds), 2)):
-        values = (({l.node.name: targets[l.node.name][i] for l in stage}, {**feeds[i], **run(feeds[i])}) for i in fold)
-        pairs = [(l.view, lambda dense, pruned, l=l: l.rows(dense[l.node.name], pruned)) for l in stage]
+    for fold in (range(0, len(values), 2), range(1, len(values), 2)):
         if len(fold):
-            folds.append(cross_moments(pairs, values))
+            paired = (({x.node.name: targets[x.node.name][i] for x in stage}, values[i]) for i in fold)
+            folds.append(cross_moments(pairs, paired))
     for layer, *moments in zip(stage, *folds, strict=True):
         weight = layer.node.inputs[1]
         old = weight.const_value.numpy()

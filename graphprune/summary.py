@@ -57,7 +57,8 @@ def make_report(
             for c in checks
         ),
         environment={name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version(), "runtime": compiler.backend.fingerprint()},
+        | {"python": platform.python_version(), "runtime": compiler.backend.fingerprint()}
+        | {f"lowering: {name}": f"{factor:.2f}x before any pruning" for name, factor in compiler.lowerings.items()},
         warnings=tuple(_warnings(compiler, target, ratio.value, timings, checks)),
     )  # fmt: skip
 

@@ -84,8 +84,10 @@ def feed(ids: list[list[int]], length: int | None = None) -> Feed:
 
 
 def calibration(n: int) -> list[Feed]:
-    """n package descriptions, short then long, cut at 128 tokens, not padded: padding would count as data."""
-    ids = encode([f"{item.short}. {item.long}" for item in take(debian.calibration(), n)])
+    """n texts as they come in use, short and long descriptions of n packages in turns, cut at 128 tokens. Not padded:
+    padding would count as data."""
+    items = take(debian.calibration(), n)
+    ids = encode([item.long if i % 2 else item.short for i, item in enumerate(items)])
     return [feed([row]) for row in ids]
 
 

@@ -35,9 +35,9 @@ LAYERS = [
     {""},
     {"cli"},
 ]  # fmt: skip
-"""Bottom up. A module imports from layers below its own; modules of one package (passes, backends) may share a layer."""
+"""Bottom up. A module imports from layers below its own; modules of passes, and of backends, may share a layer."""
 
-FORBIDDEN = {"onnxruntime": {"backends"}, "torch": set(), "tensorrt": set(), "models": set(), "tools": set(), "tests": set()}
+FORBIDDEN = {"onnxruntime": {"backends"}, **{n: set() for n in ("torch", "tensorrt", "models", "tools", "tests")}}
 """What the installed packages must not import -> the folders excepted."""
 
 

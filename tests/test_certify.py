@@ -97,7 +97,7 @@ SLIPS = {
     "a reader sliced at the wrong place": ("w2", lambda w: w[:, :4]),
     "a reader one column off": ("w2", lambda w: w[:, [0, 2, 3, 7]]),
     "a bias not sliced, only cut to length": ("b1", lambda b: b[:4]),
-    "a reader's bias touched": ("b2", lambda b: b * 1.01),
+    "a reader's bias touched": ("b2", lambda b: b + 0.1),
 }
 
 
@@ -112,7 +112,7 @@ def test_a_slip_on_a_convolution_is_a_mismatch(monkeypatch, slip: str) -> None:
 def test_a_bias_left_whole_does_not_pass(monkeypatch) -> None:
     analysis = cnn()
     planted(monkeypatch, lambda model: put(model, "b1", original(analysis, "b1")))
-    with pytest.raises(Exception, match="bias|Conv|b1"):  # the runtime refuses it
+    with pytest.raises(Exception, match=r"bias|Conv|b1"):  # the runtime refuses it
         check(analysis, KEEP, IMAGE)
 
 
@@ -131,13 +131,14 @@ def test_a_stale_reshape_constant_is_a_mismatch(monkeypatch) -> None:
     text = """
     h = MatMul(x, w1)
     r = Reshape(h, heads)
-    e = ReduceMean<keepdims=0>(r, axes)
-    result = MatMul(e, w2)
+    e = ReduceSum<keepdims=0>(r, two)
+    m = ReduceMax<keepdims=0>(e, one)
+    result = MatMul(m, w2)
     """
-    weights = {"w1": (6, 8), "w2": (4, 3), "heads": np.array([0, -1, 2, 4]), "axes": np.array([1, 2])}
+    weights = {"w1": (6, 8), "w2": (4, 3), "heads": np.array([0, -1, 2, 4]), "one": np.array([1]), "two": np.array([2])}
     analysis = typed(model_of(text, {"x": ("N", "T", 6)}, weights), TOKENS)
-    (blocks,) = [g for g in analysis.groups.values() if g.size == 4]
-    keep = {blocks.name: np.array([1, 3])}
+    (dims,) = [g for g in analysis.groups.values() if g.size == 4]
+    keep = {dims.name: np.array([1, 3])}
     (good,) = certify(analysis, keep, [TOKENS], run)
     assert good.verdict == "exact"
 

@@ -1,0 +1,210 @@
+"""The solver against brute force: every assignment of a small instance is tried."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphprune.cost import CostModel, Factor, Monomial, Term
+from graphprune.errors import InfeasibleTarget
+from graphprune.search import curve, improve, measure_curves, probe_levels
+from graphprune.sites import Site
+from graphprune.solver import fastest_levels, solve
+
+laws = settings(derandomize=True, deadline=None, max_examples=60, database=None)
+SITES = "abcd"
+
+
+def cost_model(terms: tuple[Term, ...], levels, overhead_ms: float = 0.0) -> CostModel:
+    full = {s: v[-1] for s, v in levels.items()}
+    dense = overhead_ms + sum(t.ms(full) for t in terms)
+    return CostModel(terms, overhead_ms, float(dense), 0.01, {s: v[0] for s, v in levels.items()}, full, "test")
+
+
+def term(name: str, coefficient: float, *factors: Factor) -> Term:
+    groups = tuple(sorted({f.group for f in factors}))
+    return Term(name, "Conv", groups, (Monomial(coefficient, factors),))
+
+
+@st.composite
+def instances(draw):
+    """Levels, falling losses, and a cost of fixed, single and pair terms (rounded up to steps, some terms negative in
+    effect: what only small widths pay), some kernels twice over the same pair."""
+    sites = SITES[: draw(st.integers(1, 4))]
+    levels = {s: tuple(sorted(draw(st.sets(st.integers(1, 32), min_size=1, max_size=4)))) for s in sites}
+    losses = {}
+    for s in sites:
+        steps = draw(st.lists(st.floats(0, 1), min_size=len(levels[s]) - 1, max_size=len(levels[s]) - 1))
+        losses[s] = np.concatenate([np.cumsum(steps)[::-1], [0.0]])
+    terms = [term("fixed", draw(st.floats(0, 20)))]
+    for i in range(draw(st.integers(1, 6))):
+        groups = draw(st.lists(st.sampled_from(sites), min_size=1, max_size=2))
+        step, kind = draw(st.sampled_from([1, 8, 16])), draw(st.sampled_from(["up", "block", "ragged", "small"]))
+        factors = [Factor(g, step=step, kind=kind if j == 0 else "up") for j, g in enumerate(groups)]
+        terms.append(term(f"k{i % 4}", draw(st.floats(0.01, 1)), *factors))
+    cost = cost_model(tuple(terms), levels, draw(st.floats(0, 5)))
+    return levels, losses, cost
+
+
+def assignments(levels):
+    for chosen in product(*(range(len(v)) for v in levels.values())):
+        yield dict(zip(levels, chosen, strict=True))
+
+
+def best_of(levels, losses, cost, budget_ms: float) -> float | None:
+    """The least loss over all assignments within the budget."""
+    found = [sum(float(losses[s][i]) for s, i in at.items()) for at in assignments(levels)
+             if cost.predict({s: levels[s][i] for s, i in at.items()}).ms <= budget_ms]  # fmt: skip
+    return min(found, default=None)
+
+
+def loss_of(levels, losses, chosen) -> float:
+    return sum(float(losses[s][levels[s].index(v)]) for s, v in chosen.items())
+
+
+@laws
+@given(instances(), st.floats(0.05, 1.1))
+def test_the_answer_holds_the_budget_at_the_least_loss(instance, share: float) -> None:
+    levels, losses, cost = instance
+    budget_ms = share * cost.dense_ms
+    least = best_of(levels, losses, cost, budget_ms)
+    try:
+        chosen = solve(levels, losses, cost, budget_ms)
+    except InfeasibleTarget as error:
+        # Said of the fastest levels found, one site at a time: exact unless small widths cost more than large ones.
+        fastest = cost.predict(fastest_levels(levels, cost)).ms
+        assert fastest > budget_ms
+        assert error.best == pytest.approx(cost.dense_ms / fastest)
+        return
+    assert least is not None
+    assert list(chosen) == list(levels) and all(v in levels[s] for s, v in chosen.items())
+    assert cost.predict(chosen).ms <= budget_ms * (1 + 1e-6) + 1e-9
+    slack = 2e-3 * max(least, 1e-9) + 1e-6 * max(float(np.max(np.concatenate(list(losses.values())))), 1e-9)
+    assert loss_of(levels, losses, chosen) <= least + slack
+
+
+@laws
+@given(instances())
+def test_the_dense_time_buys_the_dense_model(instance) -> None:
+    levels, losses, cost = instance
+    chosen = solve(levels, losses, cost, cost.dense_ms * 1.000001)
+    assert loss_of(levels, losses, chosen) <= 1e-5
+
+
+@laws
+@given(instances(), st.floats(0.2, 0.9))
+def test_the_answer_does_not_depend_on_the_unit_of_loss(instance, share: float) -> None:
+    levels, losses, cost = instance
+    try:
+        chosen = solve(levels, losses, cost, share * cost.dense_ms)
+    except InfeasibleTarget:
+        return
+    tiny = solve(levels, {s: 1e-9 * v for s, v in losses.items()}, cost, share * cost.dense_ms)
+    assert loss_of(levels, losses, tiny) == pytest.approx(loss_of(levels, losses, chosen), rel=5e-3, abs=1e-5)
+
+
+@laws
+@given(instances())
+def test_the_fastest_levels_are_within_reach_of_brute_force(instance) -> None:
+    """One site at a time finds the fastest wherever time rises with every width."""
+    levels, _, cost = instance
+    chosen = fastest_levels(levels, cost)
+    assert all(v in levels[s] for s, v in chosen.items())
+    if all(f.kind == "up" for t in cost.kernels for m in t.monomials for f in m.factors):
+        fastest = min(cost.predict({s: levels[s][i] for s, i in at.items()}).ms for at in assignments(levels))
+        assert cost.predict(chosen).ms == pytest.approx(fastest)
+    assert cost.predict(chosen).ms <= cost.predict({s: v[0] for s, v in levels.items()}).ms * (1 + 1e-9)
+
+
+def test_a_width_that_is_slower_than_a_larger_one_is_not_the_fastest() -> None:
+    levels = {"a": (4, 16, 32)}
+    terms = (term("k", 1.0, Factor("a")), term("k", 100.0, Factor("a", step=16, kind="small")))
+    cost = cost_model(terms, levels)
+    assert fastest_levels(levels, cost) == {"a": 16}
+    assert solve(levels, {"a": [3.0, 2.0, 0.0]}, cost, 20.0) == {"a": 16}
+
+
+def test_a_pair_is_priced_as_a_pair() -> None:
+    """a x b: narrowing either halves the time, so the cheaper of the two goes; a separable price would take both."""
+    levels = {"a": (8, 16), "b": (8, 16)}
+    cost = cost_model((term("k", 1 / 256, Factor("a"), Factor("b")),), levels)
+    assert cost.dense_ms == pytest.approx(1.0)
+    assert solve(levels, {"a": [0.3, 0.0], "b": [0.2, 0.0]}, cost, 0.5) == {"a": 16, "b": 8}
+    assert solve(levels, {"a": [0.3, 0.0], "b": [0.2, 0.0]}, cost, 0.25) == {"a": 8, "b": 8}
+    with pytest.raises(InfeasibleTarget) as error:
+        solve(levels, {"a": [0.3, 0.0], "b": [0.2, 0.0]}, cost, 0.2)
+    assert error.value.best == pytest.approx(4.0)
+
+
+def test_a_square_of_one_width_is_a_single_term() -> None:
+    levels = {"a": (4, 8, 16)}
+    cost = cost_model((term("k", 1 / 256, Factor("a"), Factor("a")),), levels)
+    assert solve(levels, {"a": [2.0, 1.0, 0.0]}, cost, 0.3) == {"a": 8}
+
+
+def test_out_of_reach_says_the_most_there_is() -> None:
+    levels = {"a": (8, 16)}
+    cost = cost_model((term("fixed", 9.0), term("k", 1 / 16, Factor("a"))), levels)
+    with pytest.raises(InfeasibleTarget, match=r"out of reach: the least predicted is 9\.5 ms") as error:
+        solve(levels, {"a": [1.0, 0.0]}, cost, 5.0)
+    assert error.value.best == pytest.approx(10 / 9.5) and error.value.exit_code == 4
+
+
+# Curves and the search around the answer
+
+
+def test_probes_are_the_least_and_the_middle_never_the_full_width() -> None:
+    assert probe_levels(Site("a", (8,), (0.0,))) == []
+    assert probe_levels(Site("a", (8, 16), (1.0, 0.0))) == [0]
+    assert probe_levels(Site("a", tuple(range(1, 10)), (1.0,) * 9)) == [0, 4]
+
+
+@laws
+@given(st.lists(st.floats(0, 2), min_size=2, max_size=9), st.data())
+def test_a_curve_meets_its_measurements_and_never_rises(falls, data) -> None:
+    prior = (*np.cumsum(falls)[::-1], 0.0)
+    site = Site("a", tuple(range(1, len(prior) + 1)), prior)
+    low = data.draw(st.floats(0.1, 1))
+    middle = data.draw(st.floats(0, 1)) * low
+    measured = dict(zip(probe_levels(site), (low, middle), strict=False))
+    found = curve(site, measured)
+    assert len(found) == len(prior) and found[-1] == 0
+    assert (np.diff(found) <= 1e-12).all() and (found >= 0).all()
+    for i, value in measured.items():
+        assert found[i] == pytest.approx(value)
+
+
+def test_a_level_that_breaks_the_model_is_priced_out() -> None:
+    site = Site("a", (1, 2, 3, 4, 5), (1.0, 0.5, 0.3, 0.1, 0.0))
+    steps = []
+    curves = measure_curves([site], lambda levels: float("inf") if levels["a"] == 1 else 0.1, lambda: steps.append(1))
+    assert curves["a"][0] == 1e3 and curves["a"][2] == pytest.approx(0.1) and len(steps) == 2
+    assert np.isfinite(curves["a"]).all()
+
+
+@laws
+@given(instances(), st.floats(0.3, 0.9), st.integers(0, 3))
+def test_the_search_is_deterministic_holds_the_budget_and_never_ends_worse(instance, share: float, seed: int) -> None:
+    levels, losses, cost = instance
+    budget = share * cost.dense_ms
+
+    def evaluate(chosen) -> float:  # the true loss is not the sum of the curves
+        return sum(losses[s][levels[s].index(v)] ** 1.5 for s, v in chosen.items())
+
+    def search():
+        return improve(levels, losses, cost, budget, evaluate, n_candidates=4, seed=seed, step=lambda: None)
+
+    try:
+        start = solve(levels, losses, cost, budget)
+    except InfeasibleTarget:
+        with pytest.raises(InfeasibleTarget):
+            search()
+        return
+    found, loss = search()
+    assert (found, loss) == search()
+    assert loss == evaluate(found) <= evaluate(start)
+    assert cost.predict(found).ms <= budget * (1 + 1e-6)

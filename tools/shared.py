@@ -1,0 +1,72 @@
+"""What several tools do: compile a task of models/, run what came out, and say how good it is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from graphprune.backends import open_backend
+from graphprune.driver import Compiler, compiler
+from graphprune.errors import GraphpruneError, UsageError
+from graphprune.progress import Progress
+from graphprune.target import Target
+from models.task import Run, Task
+
+WIDE = 132
+"""Columns of a table that is not printed to a terminal."""
+
+
+def compiler_of(task: Task, samples: int, *, threads: int, seed: int, progress: Progress, **options: Any) -> Compiler:
+    """The task's model, calibrated on its first `samples` samples and priced on this host."""
+    return compiler(task.model(), calibration=task.calibration(samples), shapes=task.shapes, threads=threads, seed=seed,
+                    progress=progress, **options)  # fmt: skip
+
+
+def run_of(model: Any, threads: int = 1) -> Run:
+    """Run a model, bytes or path, in the runtime that it was compiled for."""
+    loaded = open_backend("host", threads).load(model)
+    return lambda feed: loaded.run(feed)
+
+
+def quality(task: Task, model: Any, limit: int | None = None, threads: int = 1) -> dict[str, float]:
+    """The task's metrics of a model on samples that it was not calibrated on."""
+    return task.evaluate(run_of(model, threads), limit)
+
+
+def factors(text: str) -> list[float]:
+    """`1.3,1.5x,2` as numbers, ascending. Raises UsageError as `--target-speedup` does."""
+    found = set()
+    for part in text.split(","):
+        value = Target.parse(part if part.strip().endswith("x") else f"{part}x").speedup
+        if value is None:
+            raise UsageError(f"{part!r} is not a speed-up", fix="write factors as 1.5,2,3")
+        found.add(value)
+    return sorted(found)
+
+
+def factors_option(text: str) -> list[float]:
+    """`factors` for argparse, whose error messages it uses."""
+    try:
+        return factors(text)
+    except GraphpruneError as error:
+        raise argparse.ArgumentTypeError(error.what) from error
+
+
+def console() -> Console:
+    """Standard output; colours only on a terminal, and lines long enough for a table elsewhere."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = WIDE
+    return out
+
+
+def table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """An empty table of right-aligned columns, except those named in `left`."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return made
