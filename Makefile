@@ -17,7 +17,7 @@ LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
 .PHONY: help demo test lint curves clean descriptions
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the result is left in out/
 	@$(PY) -m tools.demo --out $(OUT)
@@ -28,7 +28,7 @@ test: $(VENV)/.test descriptions  ## run the test suite
 lint: $(VENV)/.test  ## check the code with ruff
 	@$(PY) -m ruff check .
 
-curves: $(VENV)/.test descriptions  ## quality against measured speed-up, beside magnitude pruning, into docs/ (an hour)
+curves: $(VENV)/.test descriptions  ## quality against measured speed-up, beside magnitude pruning, into docs/ (takes long)
 	@$(PY) -m tools.curve $(TASKS)
 
 clean:  ## remove the environment, the cache and the results

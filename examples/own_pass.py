@@ -1,6 +1,6 @@
 """A pass of one's own: keep the channels whose weights are largest, wherever the dimension types found a group.
 
-    python -m examples.own_pass model.onnx 1.5
+    python -m examples.own_pass model.onnx 1.5 [input=1x3x224x224]
 
 It decides by weights alone, so it needs no calibration of its own. Prices, search, certificate and report are those of
 every pass, and what it removes is made up for by the same refit.
@@ -15,6 +15,7 @@ import numpy as np
 import graphprune
 from graphprune.dims import positions
 from graphprune.edit import shrink
+from graphprune.feeds import read_shapes
 from graphprune.passes.width import width_levels
 from graphprune.sites import Site
 
@@ -59,6 +60,8 @@ class LargestWeights:
 
 
 if __name__ == "__main__":
-    result = graphprune.compile(sys.argv[1], target_speedup=float(sys.argv[2]), passes=[LargestWeights()])
+    model, factor, *shapes = sys.argv[1:]
+    result = graphprune.compile(model, target_speedup=float(factor), shapes=read_shapes(shapes),
+                                passes=[LargestWeights()])
     result.save("out")
     print(f"{result.report.reached.speedup:.2f}x")

@@ -18,7 +18,8 @@ from graphprune.rules.base import Types
 def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
     """A copy of `model` with only the kept indices of each variable. keeps: ascending indices, at least one each.
 
-    A permutation in place of a keep set reorders instead (the permutation oracle uses this).
+    A permutation in place of a keep set reorders instead (the permutation oracle uses this). Nodes and weights of the
+    typed model that `model` no longer has are passed over.
     """
     copy = model.clone()
     touched = _touched(types, keeps)
@@ -31,7 +32,7 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
         set_constant(value, np.ascontiguousarray(array))
     nodes = {node.name: node for node in copy.graph}
     for name, patches in types.patches.items():
-        for patch in patches:
+        for patch in patches if name in nodes else ():
             _renew(nodes[name], patch, keeps)
     for node in copy.graph:
         for value in node.outputs:

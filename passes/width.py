@@ -116,7 +116,7 @@ class Width:
         if not context.compensate:
             return small
         nodes = {node.name: node for node in small.graph}
-        for view in self._readers(context, keeps):
+        for view in self._readers(context, keeps, nodes):
             node = nodes[view.reader.node]
             weight = node.inputs[1]
             n = self._outputs(view, weight.const_value.shape)
@@ -134,7 +134,7 @@ class Width:
         keeps = context.analysis.keeps({name: np.asarray(c["keep"]) for name, c in choices.items()})
         nodes = {node.name: node for node in model.graph}
         tensors: dict[str, np.ndarray] = {}
-        for view in self._readers(context, keeps):
+        for view in self._readers(context, keeps, nodes):
             weight, bias = self._solution(context, view, keeps)
             axes = context.analysis.types.axes[view.reader.w]
             rows = kept(axes[view.reader.produced], keeps)
@@ -146,15 +146,16 @@ class Width:
                 tensors[value.name] = bias[rows].reshape(tuple(value.const_value.shape))
         return tensors
 
-    def _readers(self, context: Context, keeps: Mapping) -> list[View]:
-        """Views whose inputs shrink, as far as their weights may differ from the dense ones."""
+    def _readers(self, context: Context, keeps: Mapping, nodes: Mapping[str, ir.Node]) -> list[View]:
+        """Views whose inputs shrink, as far as their weights may differ from the dense ones. nodes: those that other
+        passes have left."""
         found = []
         for view in context.views.values():
             value = context.model.graph.initializers[view.reader.w]
             t = context.analysis.types.axes[view.reader.w][view.reader.contracted]
             # A weight that something else reads too (a tied embedding) stays as it is.
             mine = all(u.node.name in context.views and u.idx == 1 for u in value.uses())
-            if mine and len(kept(t, keeps)) < t.size:
+            if mine and view.reader.node in nodes and len(kept(t, keeps)) < t.size:
                 found.append(view)
         return found
 

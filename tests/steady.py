@@ -1,5 +1,5 @@
-"""A backend with a clock of its own: models really run, but time is counted in multiply-adds, so that what a compilation
-decides does not depend on the machine or on the day. For tests of the loop around it."""
+"""A backend with a clock of its own: models really run, but time is counted in multiply-adds, so that what is decided
+does not depend on the machine or on the day. For tests of the loop around it."""
 
 from __future__ import annotations
 
@@ -65,13 +65,12 @@ def _kernel(i: int, node: ir.Node, shapes) -> Kernel:
         each = int(np.prod(inputs[1][1:]))
     elif node.op_type in ("MatMul", "Gemm"):
         each = inputs[0][-1]
-    macs = each * int(np.prod(outputs[0]))
-    return Kernel(node.name or f"{node.op_type}_{i}", node.op_type, _MS_PER_KERNEL + _MS_PER_MAC * macs, inputs, outputs)
+    ms = _MS_PER_KERNEL + _MS_PER_MAC * each * int(np.prod(outputs[0]))
+    return Kernel(node.name or f"{node.op_type}_{i}", node.op_type, ms, inputs, outputs)
 
 
-@pytest.fixture
-def steady(monkeypatch) -> Steady:
-    """Compilations of this test go by the steady clock, are priced from few plans and search little."""
+def keep_steady_time(monkeypatch: pytest.MonkeyPatch) -> Steady:
+    """Let compilations go by the steady clock, priced from few plans and searching little."""
     clock = Steady()
     monkeypatch.setattr(graphprune.driver, "open_backend",
                         lambda device, threads=1: clock if device == "host" else open_backend(device, threads))

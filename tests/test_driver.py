@@ -21,17 +21,19 @@ import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import graphprune
+from examples.own_pass import LargestWeights
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cli import main
 from graphprune.context import Context
-from graphprune.driver import compiler
+from graphprune.cost import CostModel, Factor, Monomial, Term
+from graphprune.driver import Result, compiler
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.passes.width import Width
 from graphprune.plan import Plan
 from graphprune.progress import Silent
 from graphprune.sites import Choice, Site
 from tests.graphs import model_of, run
-from tests.steady import Steady, steady  # noqa: F401
+from tests.steady import Steady, keep_steady_time
 from tests.test_refit import CNN, MLP, RESIDUAL, scaled
 
 RNG = np.random.default_rng
@@ -65,48 +67,61 @@ def feeds(*shape: int, n: int = 12, seed: int = 1) -> list[dict[str, np.ndarray]
 NETWORKS = {"mlp": (mlp, (4, 48)), "cnn": (cnn, (2, 3, 12, 12)), "residual": (residual, (4, 32))}
 
 
+@pytest.fixture
+def steady(monkeypatch) -> Steady:
+    return keep_steady_time(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Result]:
+    """Every network at 1.5x."""
+    with pytest.MonkeyPatch.context() as patch:
+        keep_steady_time(patch)
+        return {name: graphprune.compile(make(), target_speedup=1.5, calibration=feeds(*shape), seed=3)
+                for name, (make, shape) in NETWORKS.items()}  # fmt: skip
+
+
 def outputs(data: bytes | onnx.ModelProto, feed) -> np.ndarray:
     proto = data if isinstance(data, onnx.ModelProto) else onnx.ModelProto.FromString(data)
     return run(ir.from_proto(proto), feed)["result"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_compiled_to_the_factor_asked_for(steady: Steady, name: str) -> None:
-    make, shape = NETWORKS[name]
+def test_a_network_is_compiled_to_the_factor_asked_for(results, name: str) -> None:
+    (make, shape), result = NETWORKS[name], results[name]
     model, data = make(), feeds(*shape)
-    result = graphprune.compile(model, target_speedup=1.5, calibration=data)
     onnx.checker.check_model(result.model, full_check=True)
     held = feeds(*shape, n=1, seed=9)[0]
     dense, small = outputs(model, held), outputs(result.data, held)
     assert small.shape == dense.shape and np.isfinite(small).all()
     assert np.square(small - dense).sum() < np.square(dense - dense.mean()).sum()
-    ms = [steady.measure([m], data[0])[0].median_ms for m in (model.SerializeToString(deterministic=True), result.data)]
-    assert ms[0] / ms[1] >= 1.5
+    before, after = Steady().measure([model.SerializeToString(deterministic=True), result.data], data[0])
+    assert before.median_ms / after.median_ms >= 1.5
     assert outputs(result.data, feeds(1, *shape[1:])[0]).shape[0] == 1, "other batches still run"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_field_of_the_report_is_filled(steady: Steady, name: str) -> None:
-    make, shape = NETWORKS[name]
-    result = graphprune.compile(make(), target_speedup=1.5, calibration=feeds(*shape), seed=3)
+def test_every_field_of_the_report_is_filled(results, name: str) -> None:
+    (_, shape), result = NETWORKS[name], results[name]
     report = result.report
     assert report.asked.target == "1.5x" and report.asked.device == "host" and report.asked.seed == 3
     assert report.asked.passes == ("width",) and not report.asked.synthetic and report.asked.n_calibration == 10
     assert report.asked.shapes == {"x": "x".join(map(str, shape))}
-    assert report.model.sha256 == result.plan.model_sha256 and report.model.n_nodes > 4
-    assert report.reached.speedup >= 1.5 and report.reached.compressed_ms < report.reached.dense_ms
-    assert report.reached.attempts and all(math.isfinite(a.predicted) and a.measured > 1 for a in report.reached.attempts)
+    assert report.model.sha256 == result.plan.model_sha256 and report.model.nodes > 4
+    assert report.reached.speedup >= 1.5 and report.reached.ms < report.reached.dense_ms
+    attempts = report.reached.attempts
+    assert attempts and all(math.isfinite(a.predicted) and a.measured > 1 for a in attempts)
     assert report.size.parameters_after < report.size.parameters_before
     assert report.size.bytes_after == len(result.data)
     divergence, *others = report.quality
     assert 0 < divergence.value < 1 and others
-    assert {s.name for s in report.sites} and any(s.after < s.before for s in report.sites)
-    assert {s.name for s in report.sites if s.after < s.before} == set(result.plan.choices["width"])
+    assert report.sites and any(s.after < s.before for s in report.sites)
+    assert {s.group for s in report.sites if s.after < s.before} == set(result.plan.choices["width"])
     for site, choice in result.plan.choices["width"].items():
-        assert len(choice["keep"]) == next(s.after for s in report.sites if s.name == site)
-    assert report.time and sum(row.before_ms for row in report.time) > sum(row.after_ms for row in report.time)
+        assert len(choice["keep"]) == next(s.after for s in report.sites if s.group == site)
+    assert report.time and sum(row.ms_before for row in report.time) > sum(row.ms_after for row in report.time)
     assert report.certificate and {row.verdict for row in report.certificate} == {"exact"}
-    assert len({row.shapes for row in report.certificate}) > 1, "certified at several shapes"
+    assert len({row.shape for row in report.certificate}) > 1, "certified at several shapes"
     assert {"python", "onnx", "runtime"} <= set(report.environment)
     assert json.loads(report.to_json())["reached"]
 
@@ -120,10 +135,9 @@ def test_a_latency_is_a_target_too(steady: Steady) -> None:
         graphprune.compile(model, target_latency_ms=2 * dense_ms, calibration=data)
 
 
-def test_a_plan_is_replayed_to_the_byte_also_under_another_hash_seed(steady: Steady, tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    path.write_bytes(residual().SerializeToString())
-    result = graphprune.compile(path, target_speedup=1.5, calibration=feeds(4, 32))
+def test_a_plan_is_replayed_to_the_byte_also_under_another_hash_seed(results, tmp_path: Path) -> None:
+    path, result = tmp_path / "net.onnx", results["residual"]
+    path.write_bytes(residual().SerializeToString(deterministic=True))
     result.save(tmp_path / "out")
     names = {"model.onnx", "plan.json", "plan.npz", "report.html", "report.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
@@ -131,14 +145,13 @@ def test_a_plan_is_replayed_to_the_byte_also_under_another_hash_seed(steady: Ste
     assert graphprune.replay(tmp_path / "out/plan.json", path) == result.data
     assert graphprune.replay(Plan.read(tmp_path / "out/plan.json"), path.read_bytes()) == result.data
     script = "import sys, graphprune; sys.stdout.buffer.write(graphprune.replay(*sys.argv[1:]))"
-    for seed in ("1", "7"):
-        again = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out/plan.json"), str(path)], check=True,
-                               capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed}, timeout=60)  # fmt: skip
-        assert again.stdout == result.data
+    again = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out/plan.json"), str(path)], check=True,
+                           capture_output=True, env={**os.environ, "PYTHONHASHSEED": "7"}, timeout=60)  # fmt: skip
+    assert again.stdout == result.data
 
 
-def test_a_plan_written_and_read_is_the_same_plan(steady: Steady, tmp_path: Path) -> None:
-    plan = graphprune.compile(mlp(), target_speedup=1.4, calibration=feeds(4, 48)).plan
+def test_a_plan_written_and_read_is_the_same_plan(results, tmp_path: Path) -> None:
+    plan = results["mlp"].plan
     for name, data in plan.files().items():
         (tmp_path / name).write_bytes(data)
     read = Plan.read(tmp_path / "plan.json")
@@ -147,10 +160,10 @@ def test_a_plan_written_and_read_is_the_same_plan(steady: Steady, tmp_path: Path
     assert all(np.array_equal(read.tensors[n], a) and read.tensors[n].dtype == a.dtype for n, a in plan.tensors.items())
 
 
-def test_the_same_seed_decides_the_same(steady: Steady) -> None:
-    results = [graphprune.compile(cnn(), target_speedup=1.6, calibration=feeds(2, 3, 12, 12), seed=5) for _ in range(2)]
-    assert results[0].plan.choices == results[1].plan.choices
-    assert results[0].data == results[1].data
+def test_the_same_seed_decides_the_same(results, steady: Steady) -> None:
+    again = graphprune.compile(cnn(), target_speedup=1.5, calibration=feeds(2, 3, 12, 12), seed=3)
+    assert again.plan.choices == results["cnn"].plan.choices
+    assert again.data == results["cnn"].data
 
 
 def test_a_family_shares_one_calibration_and_one_set_of_prices(steady: Steady, monkeypatch) -> None:
@@ -283,11 +296,37 @@ class Branches:
         return {}
 
 
+def branch_prices(full, levels, build, feed, backend, **options) -> CostModel:
+    """Exact prices of `residual()`, read off the steady clock: a branch costs something, and something per width."""
+    def ms(**changed: int) -> float:
+        return backend.measure([build({**full, **{by_key[k]: v for k, v in changed.items()}})], feed)[0].median_ms
+
+    branches = [n for n in full if n.startswith("branch ")]
+    by_key = {f"s{i}": n for i, n in enumerate(full)}
+    key = {n: k for k, n in by_key.items()}
+    nothing = ms(**dict.fromkeys((key[b] for b in branches), 0))
+    terms = [Term("fixed", "", (), (Monomial(nothing),))]
+    for branch in branches:
+        others = {key[b]: 0 for b in branches if b != branch}
+        left = ms(**others) - nothing
+        monomials, groups = [Monomial(left, (Factor(branch),))], [branch]
+        for width in full.keys() - set(branches):
+            slope = (ms(**others) - ms(**others, **{key[width]: 8})) / (full[width] - 8)
+            if slope:
+                monomials = [Monomial(left - slope * full[width], (Factor(branch),)),
+                             Monomial(slope, (Factor(branch), Factor(width)))]  # fmt: skip
+                groups.append(width)
+        terms.append(Term(branch, "Gemm", tuple(groups), tuple(monomials)))
+    low = {n: v[0] for n, v in levels.items()}
+    return CostModel(tuple(terms), 0.0, ms(), 0.01, low, dict(full), "exact")
+
+
 @pytest.mark.parametrize("passes", [lambda: [Branches()], lambda: [Width(), Branches()], lambda: [Branches(), Width()]],
                          ids=["alone", "after width", "before width"])  # fmt: skip
-def test_a_pass_of_ones_own_takes_part_in_the_same_solve(steady: Steady, passes) -> None:
-    result = graphprune.compile(residual(), target_speedup=1.9, calibration=feeds(4, 32), passes=passes())
-    assert result.report.reached.speedup >= 1.9
+def test_a_pass_of_ones_own_takes_part_in_the_same_solve(steady: Steady, monkeypatch, passes) -> None:
+    monkeypatch.setattr(graphprune.driver, "measure_cost", branch_prices)
+    result = graphprune.compile(residual(), target_speedup=1.8, calibration=feeds(4, 32), passes=passes())
+    assert result.report.reached.speedup >= 1.8
     assert len(result.plan.choices["branches"]) == 1, "the branch that adds next to nothing goes"
     assert result.report.quality[0].value < 0.1
     assert not {"w4", "b4"} & {t.name for t in result.model.graph.initializer}
@@ -296,11 +335,19 @@ def test_a_pass_of_ones_own_takes_part_in_the_same_solve(steady: Steady, passes)
         graphprune.replay(result.plan, residual())
 
 
-def test_two_passes_share_what_is_asked_for(steady: Steady) -> None:
+def test_two_passes_share_what_is_asked_for(steady: Steady, monkeypatch) -> None:
     """At 3x dropping one branch is not enough, and dropping both would leave nothing: the rest comes from widths."""
+    monkeypatch.setattr(graphprune.driver, "measure_cost", branch_prices)
     result = graphprune.compile(residual(), target_speedup=3, calibration=feeds(4, 32), passes=[Width(), Branches()])
+    assert result.report.reached.speedup >= 3
     assert len(result.plan.choices["branches"]) == 1 and result.plan.choices["width"]
     assert graphprune.replay(result.plan, residual(), passes=[Width(), Branches()]) == result.data
+
+
+def test_the_worked_example_compiles(steady: Steady) -> None:
+    result = graphprune.compile(mlp(), target_speedup=1.4, calibration=feeds(4, 48), passes=[LargestWeights()])
+    assert result.report.asked.passes == ("largest-weights",) and result.report.reached.speedup >= 1.4
+    assert graphprune.replay(result.plan, mlp(), passes=[LargestWeights()]) == result.data
 
 
 # The real clock
@@ -311,10 +358,10 @@ def test_a_compilation_on_the_real_clock(monkeypatch) -> None:
     measure = OnnxRuntime.measure
 
     def brief(self, models, feed, **limits):
-        return measure(self, models, feed, **{**limits, "min_rounds": 6, "max_seconds": 0.3})
+        return measure(self, models, feed, **{**limits, "min_rounds": 4, "max_seconds": 0.2})
 
     monkeypatch.setattr(OnnxRuntime, "measure", brief)
-    monkeypatch.setattr(graphprune.driver, "_PRICING_SECONDS", 3.0)
+    monkeypatch.setattr(graphprune.driver, "_PRICING_SECONDS", 0.0)
     monkeypatch.setattr(graphprune.driver, "_CANDIDATES", 2)
     data = feeds(1, 3, 48, 48, n=8)
     compiled = compiler(cnn(), calibration=data)
@@ -325,6 +372,6 @@ def test_a_compilation_on_the_real_clock(monkeypatch) -> None:
         return
     reached = result.report.reached
     assert math.isfinite(reached.speedup) and reached.speedup > 0
-    assert reached.dense_ms > 0 and reached.compressed_ms > 0 and reached.rounds >= 6
+    assert reached.dense_ms > 0 and reached.ms > 0 and reached.rounds >= 4
     assert outputs(result.data, data[0]).shape == (1, 10)
     assert graphprune.replay(result.plan, cnn()) == result.data
