@@ -22,8 +22,8 @@ Load = Callable[[ir.Model], Callable[[Feed], Mapping[str, np.ndarray]]]
 """Makes a model runnable: feed in, all outputs by name out."""
 
 _SLICE_BYTES = 1_000_000_000
-_FEED_WORK = 4e9
-"""Multiply-adds spent on the Gram matrix of one bank and feed; rows beyond it are thinned evenly."""
+_ROWS_PER_INPUT = 40
+_LEAST_ROWS = 50_000
 
 
 def moments(
@@ -35,10 +35,11 @@ def moments(
     for part in _slices(list(unique.values()), model):
         run = load(exposed(model, list(dict.fromkeys(view.reader.x for view in part if not _is_input(model, view)))))
         sums: dict[tuple, list[_Rows]] = {}
+        limits = {view.key(): rows_per_feed(_width(view, model), len(feeds)) for view in part}
         for feed in feeds:
             values = {**feed, **run(feed)}
             for view in part:
-                rows = view.rows(values[view.reader.x])
+                rows = view.rows(values[view.reader.x], limits[view.key()])
                 banks = sums.setdefault(view.key(), [_Rows() for _ in rows])
                 for bank, x in zip(banks, rows, strict=True):
                     bank.add(x)
@@ -48,23 +49,24 @@ def moments(
 
 
 def cross_moments(
-    pairs: Sequence[tuple[View, Target]], values: Iterable[tuple[Values, Values]]
+    pairs: Sequence[tuple[View, int | None, Target]], values: Iterable[tuple[Values, Values]]
 ) -> list[CrossMoments]:
-    """For each (view, target): moments of the pruned model's inputs with the rows target(dense, pruned), over all feeds.
+    """For each (view, limit, target): moments of at most `limit` rows a feed of the pruned model's inputs with the rows target(dense, pruned), on all feeds.
 
     values yields (dense values, pruned values) by name, one feed at a time. Views of one bank only.
     """
     sums = [_Rows() for _ in pairs]
     for dense, pruned in values:
-        for rows, (view, target) in zip(sums, pairs, strict=True):
-            (x,) = view.rows(pruned[view.reader.x])
+        for rows, (view, limit, target) in zip(sums, pairs, strict=True):
+            (x,) = view.rows(pruned[view.reader.x], limit)
             rows.add(x, np.asarray(target(dense, pruned), np.float32))
     return [rows.cross_moments() for rows in sums]
 
 
 class _Rows:
     """Running sums over rows x [n, in] and, where given, y [n, out]. Rows wait until there are enough for a product:
-    float32 products summed in float64 are exact enough, and twice as fast as float64 throughout."""
+    float32 products summed in float64 are exact enough, and twice as fast as float64 throughout. They are taken about
+    the mean of the first rows, or inputs that vary little about a large mean would drown in rounding."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -72,12 +74,11 @@ class _Rows:
         self._n = 0
         self._gram: np.ndarray | None = None
         self._cross: np.ndarray | None = None
-        self._sum_x = self._sum_y = 0.0
+        self._origin_x = self._origin_y = self._sum_x = self._sum_y = 0.0
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
-        stride = max(1, int(len(x) / max(_FEED_WORK / x.shape[1] ** 2, 64)))
-        self._waiting.append((x[::stride], None if y is None else y[::stride]))
-        self._n_waiting += len(self._waiting[-1][0])
+        self._waiting.append((x, y))
+        self._n_waiting += len(x)
         if self._n_waiting >= max(2048, 2 * x.shape[1]):
             self._flush()
 
@@ -85,24 +86,52 @@ class _Rows:
         if not self._waiting:
             return
         x = np.concatenate([x for x, _ in self._waiting])
-        gram = x.T @ x
-        self._gram = gram.astype(np.float64) if self._gram is None else np.add(self._gram, gram, out=self._gram)
+        paired = self._waiting[0][1] is not None
+        y = np.concatenate([y for _, y in self._waiting]) if paired else None
+        if self._gram is None:
+            self._gram = np.zeros((x.shape[1], x.shape[1]))
+            self._origin_x = x.mean(axis=0)
+            if paired:
+                self._cross = np.zeros((x.shape[1], y.shape[1]))
+                self._origin_y = y.mean(axis=0)
+        x = x - self._origin_x
+        self._gram += x.T @ x
         self._sum_x = self._sum_x + x.sum(axis=0, dtype=np.float64)
-        if self._waiting[0][1] is not None:
-            y = np.concatenate([y for _, y in self._waiting])
-            cross = x.T @ y
-            self._cross = cross.astype(np.float64) if self._cross is None else np.add(self._cross, cross, out=self._cross)
+        if paired:
+            y = y - self._origin_y
+            self._cross += x.T @ y
             self._sum_y = self._sum_y + y.sum(axis=0, dtype=np.float64)
         self._n += len(x)
         self._waiting, self._n_waiting = [], 0
 
     def moments(self) -> Moments:
         self._flush()
-        return Moments(self._gram, self._sum_x / self._n, self._n)
+        gram, mean = self._about_zero(self._gram, self._sum_x, self._origin_x)
+        return Moments(gram, mean, self._n)
 
     def cross_moments(self) -> CrossMoments:
         self._flush()
-        return CrossMoments(self._gram, self._cross, self._sum_x / self._n, self._sum_y / self._n, self._n)
+        gram, mean_x = self._about_zero(self._gram, self._sum_x, self._origin_x)
+        cross, mean_y = self._about_zero(self._cross, self._sum_y, self._origin_y)
+        return CrossMoments(gram, cross, mean_x, mean_y, self._n)
+
+    def _about_zero(self, product: np.ndarray, total: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A sum of products with rows of this origin and total, moved to zero; and the mean of those rows."""
+        x, y = self._origin_x.astype(np.float64), origin.astype(np.float64)
+        moved = product + np.outer(x, total + self._n * y)
+        moved += np.outer(self._sum_x, y)
+        return moved, y + total / self._n
+
+
+def rows_per_feed(n_inputs: int, n_feeds: int) -> int:
+    """How many rows of one feed are enough: in all, 40 for each input of the layer, and at least 50,000. Images have
+    far more pixels than their early layers have inputs."""
+    return max(16, -(-max(_ROWS_PER_INPUT * n_inputs, _LEAST_ROWS) // max(n_feeds, 1)))
+
+
+def _width(view: View, model: ir.Model) -> int:
+    weight = model.graph.initializers[view.reader.w].const_value
+    return int(weight.shape[view.reader.contracted]) * view.taps
 
 
 def slices_needed(views: Sequence[View], model: ir.Model) -> int:
@@ -118,8 +147,7 @@ def _slices(views: list[View], model: ir.Model) -> Iterator[list[View]]:
     part: list[View] = []
     total = 0
     for view in views:
-        weight = model.graph.initializers[view.reader.w].const_value
-        width = int(weight.shape[view.reader.contracted]) * view.taps
+        width = _width(view, model)
         size = 8 * view.banks * width * width
         if part and total + size > _SLICE_BYTES:
             yield part

@@ -48,10 +48,18 @@ def _fold(model: ir.Model) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model = onnx_shape_inference.infer_symbolic_shapes(model)
-    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL)
+    onnxscript.optimizer.fold_constants(
+        model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
+    )
     drop_identities(model.graph)
-    rewrite(model, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule,
-                    rules.fuse_batchnorm_into_gemm_rule])
+    rewrite(
+        model,
+        [
+            rules.fuse_batchnorm_into_conv_rule,
+            rules.fuse_batchnorm_into_conv_transpose_rule,
+            rules.fuse_batchnorm_into_gemm_rule,
+        ],
+    )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -94,7 +102,12 @@ def untie(model: ir.Model) -> None:
     graph = model.graph
     for value in list(graph.initializers.values()):
         uses = [(use.node, use.idx) for use in value.uses() if use.node.graph is graph]
-        if len(uses) < 2 or len(uses) != len(value.uses()) or value.const_value.size > _SMALL or value.is_graph_output():
+        if (
+            len(uses) < 2
+            or len(uses) != len(value.uses())
+            or value.const_value.size > _SMALL
+            or value.is_graph_output()
+        ):
             continue
         for i, (node, index) in enumerate(uses[1:], start=1):
             name = f"{value.name}.{i}"
@@ -107,7 +120,9 @@ def untie(model: ir.Model) -> None:
 
 def parameters(model: ir.Model) -> int:
     """Number of elements in floating-point initialisers."""
-    return sum(int(v.const_value.size) for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point())
+    return sum(
+        int(v.const_value.size) for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point()
+    )
 
 
 def check_finite(model: ir.Model) -> None:

@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it, so that `graphpru
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from difflib import get_close_matches
@@ -185,6 +186,8 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line on `args` (sys.argv without the program); returns the exit code, prints every error."""
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
+    for library in ("onnx_ir", "onnx_shape_inference", "onnxscript"):  # what is wrong with a model we say ourselves
+        logging.getLogger(library).setLevel(logging.NOTSET if debug else logging.CRITICAL)
     try:
         code = app(args, prog_name="graphprune", standalone_mode=False) or 0
         sys.stdout.flush()

@@ -22,6 +22,7 @@ from graphprune.cost import CostModel, measure_cost
 from graphprune.divergence import divergence, outputs_of
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.files import publish
+from graphprune.groups import Analysis
 from graphprune.load import save_bytes
 from graphprune.plan import Plan
 from graphprune.prepare import Data, Prepared, certificate_feeds, loader, need_groups, prepare, read_data, runner
@@ -41,10 +42,9 @@ _AIM = 1.02
 _WORTH = 1.01
 """A rewrite of the backend is taken where it is at least this much faster."""
 _ATTEMPTS = 7
-_CANDIDATES = 16
-_PRICING_SECONDS = 40.0
-_EVALUATION_FEEDS = 24
-_REFIT_FEEDS = 512
+_CANDIDATES = 8
+_PRICING_SECONDS = 30.0
+_EVALUATION_FEEDS = 20
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,14 @@ class Compiler:
             )  # fmt: skip
         # Speed is promised over the model as it came, prices are of the canonical and lowered one.
         with self._stage("compare") as step:
-            timings = backend.measure([self.dense_bytes, self._build_for_price(self.full)], data.timing, max_seconds=6.0)
+            timings = backend.measure(
+                [self.dense_bytes, self._build_for_price(self.full)], data.timing, max_seconds=6.0
+            )
         self.cost = replace(self.cost, dense_ms=self.cost.dense_ms * speedup(*timings).value)
         held = list(data.calibration[:: max(1, len(data.calibration) // _EVALUATION_FEEDS)])[:_EVALUATION_FEEDS]
         self._held = held
+        chosen = {id(feed) for feed in held}
+        self._fitted = [f for f in data.calibration if id(f) not in chosen] or list(data.calibration)
         self._dense_outputs = outputs_of(load(prepared.model), held)
         with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
             self.curves = measure_curves(self.sites, self.loss, step)
@@ -183,8 +187,11 @@ class Compiler:
             choices = self.choose(levels)
             model = self.apply(choices)
             overwrite(model, self.tensors(model, choices))
-            self._losses[key] = divergence(self._dense_outputs, outputs_of(self.context.load(model), self._held))
+            self._losses[key] = self._divergence(model)
         return self._losses[key]
+
+    def _divergence(self, model: ir.Model) -> float:
+        return divergence(self._dense_outputs, outputs_of(self.context.load(model), self._held))
 
     def build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
         """Build the model at these levels and time it against the dense one, in turns."""
@@ -204,7 +211,9 @@ class Compiler:
         best = 0.0
         for i in range(_ATTEMPTS):
             wanted = self._wanted(target, cost.dense_ms)
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), (0, _CANDIDATES)[i == 1] or 2 * (i > 1))
+            levels, reachable = self._search(
+                cost, cost.dense_ms / (wanted * _AIM), (0, _CANDIDATES)[i == 1] or 2 * (i > 1)
+            )
             with self._stage(f"measure {i + 1}"):
                 built = self.build(levels, cost)
             ratio = built.ratio.value
@@ -257,13 +266,12 @@ class Compiler:
     def _finish(self, target: Target, built: Built, attempts: Sequence[Attempt]) -> Result:
         """Solve the weights, certify, measure what will be written, and report."""
         model = self.apply(built.choices)
-        tensors = self.tensors(model, built.choices)
+        overwrite(model, self.tensors(model, built.choices))
         if self.context.compensate:
             keeps = self.prepared.analysis.keeps(kept_channels(built.choices))
-            overwrite(model, tensors)
             with self._stage("refit", n_stages(self.context, model, keeps)) as step:
-                tensors |= refit(self.context, model, keeps, self.data.calibration[:_REFIT_FEEDS], step)
-        data = save_bytes(lowered(self.backend, overwrite(model, tensors), self.lowerings))
+                refit(self.context, model, keeps, self._fitted, step, self._divergence)
+        data = save_bytes(lowered(self.backend, model, self.lowerings))
         tensors = self._new_tensors(model, built.choices)
         with self._stage("certify"):
             checks = self._certificate(built)
@@ -288,7 +296,12 @@ class Compiler:
         }
 
     def _certificate(self, built: Built) -> list[Check]:
-        checks = certify(self.prepared.analysis, kept_channels(built.choices), certificate_feeds(self.prepared, self.data), runner(self.backend))
+        checks = certify(
+            self.prepared.analysis,
+            kept_channels(built.choices),
+            certificate_feeds(self.prepared, self.data),
+            runner(self.backend),
+        )
         for check in checks:
             if check.verdict == "mismatch":
                 raise ModelError(
@@ -379,15 +392,27 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None
     backend = open_backend("host")
     prepared = prepare(model, backend, traced_at=plan.traced_at)
     if prepared.source.sha256 != plan.model_sha256:
-        raise UsageError("this plan was made for another model", at=f"plan {plan.model_sha256[:12]}, model "
+        raise UsageError("this plan was made for another model", at=f"plan {str(plan.model_sha256)[:12]}, model "
                          f"{prepared.source.sha256[:12]} (sha256)", fix="give the model that was compiled")  # fmt: skip
     passes = default_passes() if passes is None else tuple(passes)
     if unknown := sorted(set(plan.choices) - {p.name for p in passes}):
         raise UsageError(f"the plan has choices of a pass {unknown[0]!r} that is not here",
                          fix="give it in passes=[...]")  # fmt: skip
     context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate)
+    _check_kept(prepared.analysis, plan.choices)
     try:
         model = overwrite(apply(context, passes, plan.choices), plan.tensors)
         return save_bytes(lowered(backend, model, plan.lowerings))
-    except KeyError as e:
+    except (KeyError, IndexError, TypeError, ValueError) as e:
         raise UsageError(f"the plan does not fit the model: {e}", fix="compile again with this version") from e
+
+
+def _check_kept(analysis: Analysis, choices: Mapping[str, Mapping[str, Choice]]) -> None:
+    """Raises UsageError where a plan keeps channels that are not there, or none, or one twice."""
+    for name, choice in (item for sites in choices.values() for item in sites.items()):
+        if "keep" in choice:
+            kept, group = choice["keep"], analysis.groups.get(name)
+            whole = isinstance(kept, list) and kept and all(type(i) is int for i in kept)
+            if group is None or not whole or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < group.size:
+                raise UsageError(f"the plan does not fit the model: {name!r} cannot keep what it says",
+                                 fix="compile again with this version")  # fmt: skip

@@ -28,7 +28,7 @@ def as_fault(error: OSError, path: str | Path) -> EnvironmentFault:
     elif error.errno in _DENIED:
         what, fix = "not allowed here", "choose another place, or change the permissions"
     else:
-        what, fix = "the system refused", ""
+        what, fix = "the system refused", "choose another place"
     return EnvironmentFault(f"{what}: {reason}", at=str(path), fix=fix)
 
 

@@ -47,7 +47,9 @@ def explain(
 
     total = max(analysis.n_parameters, 1)
     groups = tuple(
-        GroupRow(g.name, g.kind, g.size, g.nodes, g.n_parameters, g.n_parameters / total, share(g.nodes), g.inexact is None)
+        GroupRow(
+            g.name, g.kind, g.size, g.nodes, g.n_parameters, g.n_parameters / total, share(g.nodes), g.inexact is None
+        )
         for g in analysis.groups.values()
     )
     reached = {n for g in analysis.groups.values() for n in g.nodes}
@@ -55,7 +57,9 @@ def explain(
         FrozenRow(f.reason, f.count, f.n_parameters / total, share([n for n in f.nodes if n not in reached]), f.example)
         for f in analysis.frozen
     )
-    return Explanation(prepared.source.name, len(list(prepared.model.graph)), analysis.n_parameters, total_ms, groups, frozen)
+    return Explanation(
+        prepared.source.name, len(list(prepared.model.graph)), analysis.n_parameters, total_ms, groups, frozen
+    )
 
 
 def node_times(model: ir.Model, kernels: Sequence[Kernel]) -> dict[str, float]:

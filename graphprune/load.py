@@ -4,6 +4,7 @@ said here, once, before any work is done."""
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,19 @@ def load(model: str | os.PathLike | bytes | onnx.ModelProto | ir.Model) -> Sourc
             f"{name} uses opset {opset}; rules exist for {OLDEST_OPSET} to {NEWEST_OPSET}", at=where,
             fix="convert it with onnx.version_converter, or export it again",
         )  # fmt: skip
+    if not proto.graph.output:
+        raise ModelError(f"{name} has no outputs", at=where, fix=_FIX)
     n_external = _load_external(proto, folder, where)
     try:
+        _check_tensors(proto)
         graph = ir.from_proto(proto)
+        graph.graph.sort()
+        _check_wiring(graph.graph, set())
+        bare = graph.clone()
+        bare.graph.initializers.clear()
+        ir.to_proto(bare)  # says what of the rest is not text or cannot be written
     except Exception as e:
-        raise ModelError(f"{name} is damaged: {_first_line(e)}", at=where, fix=_FIX) from e
-    if not graph.graph.outputs:
-        raise ModelError(f"{name} has no outputs", at=where, fix=_FIX)
+        raise ModelError(f"{name} is damaged: {_first_line(_origin(e))}", at=where, fix=_FIX) from e
     return Source(graph, name, hashlib.sha256(data).hexdigest(), len(data) + n_external)
 
 
@@ -101,6 +108,36 @@ def _load_external(proto: onnx.ModelProto, folder: Path | None, where: str) -> i
         del tensor.external_data[:]
         total += len(tensor.raw_data)
     return total
+
+
+def _check_tensors(proto: onnx.ModelProto) -> None:
+    """Raises ValueError where a tensor does not hold as many bytes as its shape says."""
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if tensor.HasField("raw_data"):
+            shape, n_bytes = list(tensor.dims), len(tensor.raw_data)
+            if n_bytes != -(-math.prod(shape) * ir.DataType(tensor.data_type).bitwidth // 8):
+                raise ValueError(f"the weight {tensor.name} has {n_bytes:,} bytes for shape {shape}")
+
+
+def _check_wiring(graph: ir.Graph, outer: set[ir.Value]) -> None:
+    """Raises ValueError where a node or an output takes a value that nothing makes."""
+    made = outer | set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        if missing := [v.name for v in node.inputs if v is not None and v not in made]:
+            raise ValueError(f"{node.name or node.op_type} takes {missing[0]!r}, which nothing makes")
+        for attribute in node.attributes.values():
+            bodies = {ir.AttributeType.GRAPH: [attribute.value], ir.AttributeType.GRAPHS: attribute.value}
+            for body in bodies.get(attribute.type, ()):
+                _check_wiring(body, made)
+        made.update(node.outputs)
+    if missing := [v.name for v in graph.outputs if v not in made]:
+        raise ValueError(f"nothing makes the output {missing[0]!r}")
+
+
+def _origin(e: BaseException) -> BaseException:
+    while e.__cause__ is not None:
+        e = e.__cause__
+    return e
 
 
 def _first_line(e: BaseException) -> str:

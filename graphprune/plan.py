@@ -70,6 +70,7 @@ class Plan:
                 tensors = {name: arrays[f"t{i}"] for i, name in enumerate(plain.pop("tensors"))}
             plain["lowerings"] = tuple(plain["lowerings"])
             plain["traced_at"] = {k: tuple(v) for k, v in plain["traced_at"].items()}
+            plain["choices"] = {p: {s: dict(c) for s, c in sites.items()} for p, sites in plain["choices"].items()}
             return cls(tensors=tensors, **plain)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UsageError(f"the plan has fields missing or unknown: {e}", at=str(path), fix=fix) from e

@@ -109,7 +109,8 @@ def prepare(
         return Prepared(source, specs, analysis, {k: tuple(v.shape) for k, v in feed.items()})
     raise ModelError(
         f"the model does not run: {failure.what if failure else 'no shapes to try'}",
-        at=f"inputs {', '.join(map(str, specs))}",
+        at=f"{failure.at}; inputs {', '.join(map(str, specs))}" if failure and failure.at
+        else f"inputs {', '.join(map(str, specs))}",
         fix="give shapes that it accepts, as --shape " + " --shape ".join(
             f"{s.name}={'x'.join(str(n if isinstance(n, int) else 1) for n in s.shape)}" for s in specs if s.dynamic_axes)
         if any(s.dynamic_axes for s in specs) else "check the file in the runtime it is meant for",
@@ -152,9 +153,7 @@ def lookup_sizes(model: ir.Model) -> dict[str, int]:
     return sizes
 
 
-def read_data(
-    prepared: Prepared, calibration: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int
-) -> Data:
+def read_data(prepared: Prepared, calibration: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> Data:
     """Calibration and held-out feeds, and one feed for timing. Raises UsageError where they do not fit the model."""
     specs = prepared.specs
     high = lookup_sizes(prepared.model)
@@ -199,5 +198,3 @@ def need_groups(prepared: Prepared) -> None:
             at="; ".join(f"{r.n_parameters:,} parameters: {r.reason}" for r in rows) or "it has no weights",
             fix="see `graphprune explain` for every axis and its reason",
         )
-
-

@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.calibrate import Load, Values, cross_moments
+from graphprune.calibrate import Load, Values, cross_moments, rows_per_feed
 from graphprune.compensate import refit as solve
 from graphprune.context import Context
-from graphprune.dims import Keeps, kept
+from graphprune.dims import Keeps, kept, new_size
 from graphprune.edit import set_constant
 from graphprune.infer import captured
 from graphprune.rules.base import Reader
+from graphprune.rules.shapes import is_dynamic
 from graphprune.trace import Feed, exposed
-from graphprune.views import View, bias_of, find_bias, view_of
+from graphprune.views import View, find_bias, view_of
 
 _TARGET_BYTES = 1_500_000_000
 Stage = tuple[int, list["Layer"]]
@@ -38,43 +39,63 @@ class Layer:
     own: str
     target: str
     others: tuple[str, ...]
-    channels: np.ndarray
-    """Indices of the dense output channels that are left."""
+    left: Mapping[int, np.ndarray]
+    """For each axis of the dense value that shrinks: the indices that are left."""
+    n_outputs: int
+    limit: int
+    """Rows used of each feed."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Values of the compressed model that solving the layer takes."""
         return (self.view.reader.x, *self.others)
 
+    @property
+    def constants(self) -> tuple[ir.Value, ir.Value]:
+        """The weight, and the bias wherever it lives."""
+        place = find_bias(self.node, self.n_outputs)
+        return self.node.inputs[1], place.node.inputs[place.operand]
+
     def wanted(self, dense: np.ndarray) -> np.ndarray:
         """The dense value to repeat, as far as its channels are left: [rows, out]."""
-        axis = dense.ndim - 1 if self.view.reader.kind == "matmul" else 1
-        if dense.shape[axis] != len(self.channels):
-            dense = np.take(dense, self.channels, axis=axis)
-        return self.view.outputs(dense)
+        for axis, index in self.left.items():
+            dense = np.take(dense, index, axis=axis)
+        return self.view.outputs(dense, self.limit)
 
     def rows(self, wanted: np.ndarray, pruned: Values) -> np.ndarray:
         """What this layer itself should give, bias included: [rows, out]."""
         for other in self.others:
-            wanted = wanted - self.view.outputs(pruned[other])
+            wanted = wanted - self.view.outputs(pruned[other], self.limit)
         return wanted
 
 
 def refit(
-    context: Context, model: ir.Model, keeps: Keeps, feeds: Sequence[Feed], step: Callable[[], None] = lambda: None
-) -> dict[str, np.ndarray]:
+    context: Context, model: ir.Model, keeps: Keeps, feeds: Sequence[Feed], step: Callable[[], None] = lambda: None,
+    loss: Callable[[ir.Model], float] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Refit every linear layer of `model`, in place; the new initialisers by name.
 
     model: context.model with `keeps` applied and readers solved once. step is called after each stage of `n_stages`.
+    loss: output divergence on feeds that are not fitted to. A stage that raises it is taken back: squared error inside
+    is only a stand-in for what the outputs mean (least squares shrinks, and a softmax at the end notices).
     """
-    plan = _Schedule(model, _layers(context, model, keeps))
+    best = loss(model) if loss else 0.0
+    plan = _Schedule(model, _layers(context, model, keeps, len(feeds)))
     walk = _Walk(plan, feeds, context.load)
     changed: dict[str, np.ndarray] = {}
-    for part in _parts(plan.stages, feeds):
+    for part in _parts(plan.stages, len(feeds)):
         targets = _targets(context, [layers for _, layers in part], feeds)
         for level, layers in part:
             walk.advance(level)
-            _solve_stage(layers, walk.values, targets, changed)
+            before = {v: v.const_value for layer in layers for v in layer.constants}
+            solved = _solve_stage(layers, walk.values, targets)
+            now = loss(model) if loss else 0.0
+            if now > best:
+                for value, tensor in before.items():
+                    value.const_value = tensor
+            else:
+                best = now
+                changed |= solved
             for layer in layers:
                 targets.pop(layer.node.name)
             step()
@@ -83,7 +104,7 @@ def refit(
 
 def n_stages(context: Context, model: ir.Model, keeps: Keeps) -> int:
     """How many times `refit` will call step."""
-    return len(_Schedule(model, _layers(context, model, keeps)).stages)
+    return len(_Schedule(model, _layers(context, model, keeps, 1)).stages)
 
 
 class _Schedule:
@@ -156,7 +177,7 @@ def _segment(model: ir.Model, inputs: Mapping[str, np.dtype], outputs: Sequence[
     return ir.Model(graph, ir_version=model.ir_version)
 
 
-def _layers(context: Context, model: ir.Model, keeps: Keeps) -> list[Layer]:
+def _layers(context: Context, model: ir.Model, keeps: Keeps, n_feeds: int) -> list[Layer]:
     """Linear layers behind the first change that have a weight of their own and a bias to take the mean."""
     dense_values = {y.name: y for n in context.model.graph for y in n.outputs}
     readers = {r.node: r for r in context.analysis.types.readers}
@@ -167,7 +188,7 @@ def _layers(context: Context, model: ir.Model, keeps: Keeps) -> list[Layer]:
         reader = readers.get(node.name)
         changed = node.name not in context.nodes or _narrower(context, node)
         if reader is not None and (behind or changed):
-            layer = _layer(context, keeps, node, reader, dense_values)
+            layer = _layer(context, keeps, node, reader, dense_values, n_feeds)
             if layer is not None and (behind or _reads_less(context, node)):
                 layers.append(layer)
         if behind or changed:
@@ -191,7 +212,7 @@ def _reads_less(context: Context, node: ir.Node) -> bool:
     return node.inputs[1].const_value.shape[reader.contracted] != old[reader.contracted]
 
 
-def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_values) -> Layer | None:
+def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_values, n_feeds: int) -> Layer | None:
     weight = node.inputs[1]
     if not weight.is_initializer() or len(weight.uses()) > 1 or reader.kind == "deconv":
         return None
@@ -202,10 +223,6 @@ def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_
     place = find_bias(node, n_out)
     if place.node is None or len(place.node.inputs[place.operand].uses()) > 1:
         return None
-    t = context.analysis.types.axes[reader.w][reader.produced]
-    channels = kept(t, keeps)
-    if len(channels) != n_out:
-        return None
     y = node.outputs[0] if place.node is node else place.node.outputs[0]
     base = y.name.removesuffix(".shifted")
     target, others = base, ()
@@ -214,7 +231,14 @@ def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_
         total, other = uses[0].node.outputs[0], uses[0].node.inputs[1 - uses[0].idx]
         if total.name in dense_values and other is not None and not other.is_initializer() and _same_shape(other, y):
             target, others = total.name, (other.name,)
-    return Layer(view, node, base, target, others, channels) if base in dense_values else None
+    if base not in dense_values:
+        return None
+    axes = context.analysis.types.axes[base]
+    left = {i: kept(t, keeps) for i, t in enumerate(axes) if new_size(t, keeps) < t.size}
+    if any(is_dynamic(axes[i]) for i in left):  # what is left then depends on the feed
+        return None
+    n_in = int(weight.const_value.shape[reader.contracted]) * view.taps
+    return Layer(view, node, base, target, others, left, n_out, rows_per_feed(n_in, n_feeds))
 
 
 def _same_shape(a: ir.Value, b: ir.Value) -> bool:
@@ -222,13 +246,12 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
     return a.shape is not None and b.shape is not None and str(a.shape) == str(b.shape)
 
 
-def _parts(stages: Sequence[Stage], feeds: Sequence[Feed]) -> Iterator[list[Stage]]:
+def _parts(stages: Sequence[Stage], n_feeds: int) -> Iterator[list[Stage]]:
     """Stages whose targets over all feeds fit in memory together, so that the dense model runs once for many."""
-    rows = sum(max(int(np.prod(a.shape)) for a in feed.values()) for feed in feeds)
     part: list[Stage] = []
     total = 0
     for stage in stages:
-        size = 4 * rows * sum(len(layer.channels) for layer in stage[1])
+        size = 4 * n_feeds * sum(layer.limit * layer.n_outputs for layer in stage[1])
         if part and total + size > _TARGET_BYTES:
             yield part
             part, total = [], 0
@@ -251,26 +274,23 @@ def _targets(context: Context, part: Sequence[Sequence[Layer]], feeds: Sequence[
 
 
 def _solve_stage(
-    stage: Sequence[Layer], values: Sequence[Values], targets: Mapping[str, Sequence[np.ndarray]],
-    changed: dict[str, np.ndarray],
-) -> None:  # fmt: skip
+    stage: Sequence[Layer], values: Sequence[Values], targets: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, np.ndarray]:
     """Solve layers that do not depend on one another, with the damping chosen between even and odd feeds."""
-    pairs = [(x.view, lambda dense, pruned, x=x: x.rows(dense[x.node.name], pruned)) for x in stage]
+    pairs = [(x.view, x.limit, lambda dense, pruned, x=x: x.rows(dense[x.node.name], pruned)) for x in stage]
     folds = []
     for fold in (range(0, len(values), 2), range(1, len(values), 2)):
         if len(fold):
             paired = (({x.node.name: targets[x.node.name][i] for x in stage}, values[i]) for i in fold)
             folds.append(cross_moments(pairs, paired))
+    changed: dict[str, np.ndarray] = {}
     for layer, *moments in zip(stage, *folds, strict=True):
-        weight = layer.node.inputs[1]
+        weight, bias = layer.constants
         old = weight.const_value.numpy()
         (matrix,) = layer.view.matrices(old)
-        bias = bias_of(layer.node, len(layer.channels))
-        new, shift = solve(matrix, bias, moments)
-        reader = layer.view.reader
-        changed[weight.name] = layer.view.weight([new], old, old.shape[reader.contracted])
-        place = find_bias(layer.node, len(layer.channels))
-        value = place.node.inputs[place.operand]
-        changed[value.name] = shift.reshape(tuple(value.const_value.shape)).astype(value.const_value.dtype.numpy())
-        set_constant(weight, changed[weight.name])
-        set_constant(value, changed[value.name])
+        new, shift = solve(matrix, bias.const_value.numpy().reshape(-1), moments)
+        changed[weight.name] = layer.view.weight([new], old, old.shape[layer.view.reader.contracted])
+        changed[bias.name] = shift.reshape(tuple(bias.const_value.shape)).astype(bias.const_value.dtype.numpy())
+        for value in (weight, bias):
+            set_constant(value, changed[value.name])
+    return changed

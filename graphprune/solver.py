@@ -44,7 +44,9 @@ def solve(
             fixed += term.ms({})
         elif len(term.groups) == 1:
             (s,) = term.groups
-            singles[start[s] : start[s] + len(levels[s])] += term.ms({s: np.asarray(levels[s])}) * np.ones(len(levels[s]))
+            singles[start[s] : start[s] + len(levels[s])] += term.ms({s: np.asarray(levels[s])}) * np.ones(
+                len(levels[s])
+            )
         else:
             a, b = term.groups
             table = term.ms({a: np.asarray(levels[a])[:, None], b: np.asarray(levels[b])[None, :]})

@@ -28,7 +28,7 @@ def make_report(
 ) -> rows.Report:  # fmt: skip
     """The report of one result. data: the bytes that will be written; timings: dense and compressed, in turns."""
     prepared, source = compiler.prepared, compiler.prepared.source
-    before, after = parameters(source.model), parameters(model)
+    before, after = parameters(prepared.model), parameters(model)
     ratio = speedup(timings[0], timings[1])
     total = max(prepared.analysis.n_parameters, 1)
     return rows.Report(
@@ -68,8 +68,9 @@ def _quality(compiler: Compiler, model: ir.Model):
     dense = outputs_of(compiler.context.load(compiler.prepared.model), feeds)
     have = outputs_of(compiler.context.load(model), feeds)
     kind = "held-out calibration feeds" if not compiler.data.synthetic else "synthetic inputs"
-    yield rows.Metric("output divergence", divergence(dense, have),
-                      f"squared output error as a share of the dense output's variation, on {len(feeds)} {kind}")  # fmt: skip
+    yield rows.Metric(
+        "output divergence", divergence(dense, have), f"0: equal to dense, 1: a constant; on {len(feeds)} {kind}"
+    )
     for name in dense[0]:
         if np.asarray(dense[0][name]).dtype.kind == "f":
             yield rows.Metric(f"cosine of {name}", cosine(dense, have, name), f"mean over {len(feeds)} {kind}")

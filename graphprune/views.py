@@ -54,33 +54,42 @@ class View:
             return np.ascontiguousarray(matrices[0] if self.reader.contracted else matrices[0].T)
         return np.concatenate(matrices).reshape(len(like), kept_inputs, *like.shape[2:])
 
-    def rows(self, x: Array) -> list[Array]:
-        """x unfolded, one float32 matrix [rows, in / banks x taps] per bank."""
-        if self.reader.kind == "matmul":
-            return [np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)]
-        if self.window is None:
-            return [np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]).astype(np.float32, copy=False)]
-        return _unfold(x, self.window, self.banks)
+    def rows(self, x: Array, limit: int | None = None) -> list[Array]:
+        """x unfolded, one float32 matrix [rows, in / banks x taps] per bank; at most about `limit` rows, evenly spaced."""
+        if self.window is not None:
+            return _unfold(x, self.window, self.banks, limit)
+        return [np.ascontiguousarray(_spaced(self._flat(x), limit), np.float32)]
 
-    def outputs(self, y: Array) -> Array:
-        """A reader's output as rows [rows, out] in the order of `rows` (not for deconv)."""
-        if self.reader.kind == "matmul":
-            return y.reshape(-1, y.shape[-1])
-        return np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
+    def outputs(self, y: Array, limit: int | None = None) -> Array:
+        """A reader's output as rows [rows, out], the same ones that `rows` takes (not for deconv)."""
+        return _spaced(self._flat(y), limit)
+
+    def _flat(self, x: Array) -> Array:
+        """Channels last, everything else rows."""
+        return (
+            x.reshape(-1, x.shape[-1])
+            if self.reader.kind == "matmul"
+            else np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+        )
 
 
-def _unfold(x: Array, window: tuple[tuple[int, ...], ...], banks: int) -> list[Array]:
+def _spaced(rows: Array, limit: int | None) -> Array:
+    return rows if limit is None else rows[:: max(1, -(-len(rows) // limit))]
+
+
+def _unfold(x: Array, window: tuple[tuple[int, ...], ...], banks: int, limit: int | None) -> list[Array]:
     kernel, strides, dilations, pads = window
     n = len(kernel)
     x = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + n]) for i in range(n))])
     spans = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    axes = tuple(range(2, 2 + n))
-    view = np.lib.stride_tricks.sliding_window_view(x, spans, axes)
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, tuple(range(2, 2 + n)))
     step = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
     view = view[step + tuple(slice(None, None, d) for d in dilations)]  # [N, C, *s, *k]
     view = np.moveaxis(view, 1, 1 + n)  # [N, *s, C, *k]
-    rows = int(np.prod(view.shape[: 1 + n]))
-    flat = view.reshape(rows, banks, -1)
+    places = view.shape[: 1 + n]
+    # Rows are picked before they are copied out of the overlapping windows, which is where the memory would go.
+    index = np.unravel_index(_spaced(np.arange(int(np.prod(places))), limit), places)
+    flat = view[index].reshape(len(index[0]), banks, -1)
     return [np.ascontiguousarray(flat[:, i], np.float32) for i in range(banks)]
 
 

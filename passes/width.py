@@ -126,9 +126,7 @@ class Width:
                 put_bias(node, np.zeros(n), weight.const_value.dtype)
         return small
 
-    def solve_again(
-        self, context: Context, model: ir.Model, choices: Mapping[str, Choice]
-    ) -> Mapping[str, np.ndarray]:
+    def solve_again(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> Mapping[str, np.ndarray]:
         if not context.compensate:
             return {}
         keeps = context.analysis.keeps({name: np.asarray(c["keep"]) for name, c in choices.items()})

@@ -21,6 +21,7 @@ from graphprune.refit import n_stages, refit
 from graphprune.trace import exposed
 from tests.attention import attention, tokens
 from tests.graphs import model_of, typed
+from tests.random_graphs import random_model
 
 LOAD = loader(open_backend("host"))
 
@@ -255,3 +256,16 @@ def test_one_feed_and_a_tied_weight_are_no_trouble() -> None:
     keeps = analysis.keeps({group: np.arange(12)})
     small = shrink(analysis.model, analysis.types, keeps)
     assert "w2" not in refit(Context(analysis, feeds, LOAD), small, keeps, feeds)
+
+
+@pytest.mark.parametrize("seed", [3, 20, 70, 113, 124, 128, 136, 139])
+def test_random_networks_go_all_the_way(seed: int) -> None:
+    """Among them networks whose tokens are pruned too, and channels that vary by a thousandth of their mean."""
+    rng = np.random.default_rng(seed)
+    feeds = [{"x0": rng.normal(size=(4, 3, 2, 2)).astype(np.float32)} for _ in range(6)]
+    analysis, contributions = align(typed(random_model(seed), feeds[0]), feeds, LOAD)
+    context = Context(analysis, feeds, LOAD, contributions=contributions)
+    model, keeps = pruned(context, 0.5)
+    before = loss(analysis, model, feeds)
+    refit(context, model, keeps, feeds)
+    assert loss(analysis, model, feeds) <= 1.05 * before + 1e-6

@@ -1,0 +1,64 @@
+"""Second moments gathered by running a model are those of the rows that its readers see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphprune import calibrate
+from graphprune.backends import open_backend
+from graphprune.calibrate import cross_moments, moments, slices_needed
+from graphprune.context import Context
+from graphprune.prepare import loader
+from tests.graphs import model_of, run, typed
+from tests.test_refit import CNN, cnn, images
+
+LOAD = loader(open_backend("host"))
+
+
+def context(feeds) -> Context:
+    return Context(typed(cnn(0), feeds[0]), feeds, LOAD)
+
+
+def test_moments_are_those_of_the_unfolded_rows() -> None:
+    feeds = images(5, 1)
+    found = context(feeds)
+    convolution = next(v for v in found.views.values() if v.reader.kind == "conv")
+    (gathered,) = found.moments[convolution.key()]
+    seen = model_of(CNN, {"x": ("N", 3, "H", "W")}, {n: v.const_value.numpy() for n, v in
+                    found.model.graph.initializers.items()}, outputs=("c",))  # fmt: skip
+    rows = np.concatenate([convolution.rows(run(seen, feed)["c"])[0] for feed in feeds]).astype(np.float64)
+    assert gathered.n_samples == len(rows) == 5 * 4 * 4 * 4
+    np.testing.assert_allclose(gathered.gram, rows.T @ rows, rtol=1e-5, atol=1e-5 * np.abs(gathered.gram).max())
+    np.testing.assert_allclose(gathered.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_slices_give_the_same_moments_in_more_runs(monkeypatch) -> None:
+    feeds = images(3, 1)
+    found = context(feeds)
+    views = list(found.views.values())
+    steps: list[int] = []
+    whole = moments(found.model, views, feeds, LOAD)
+    assert slices_needed(views, found.model) == 1
+    monkeypatch.setattr(calibrate, "_SLICE_BYTES", 1)
+    sliced = moments(found.model, views, feeds, LOAD, lambda: steps.append(1))
+    assert slices_needed(views, found.model) == len(views) and len(steps) == len(views) * len(feeds)
+    for key in whole:
+        assert np.array_equal(whole[key][0].gram, sliced[key][0].gram)
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0, -3000.0])
+def test_a_large_mean_does_not_drown_what_varies(mean: float) -> None:
+    """Inputs that vary by 1 about a mean of thousands: float32 products about zero would lose them."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(6000, 12)) @ rng.normal(size=(12, 12)) + mean).astype(np.float32)
+    y = (x[:, :4] * 0.5 - mean + rng.normal(size=(6000, 4))).astype(np.float32)
+    (view,) = {v for v in context(images(1, 1)).views.values() if v.reader.kind == "matmul"}
+    pairs = [(view, lambda dense, pruned: pruned["y"])]
+    halves = [({}, {view.reader.x: x[i], "y": y[i]}) for i in (slice(0, 2500), slice(2500, None))]
+    (found,) = cross_moments(pairs, halves)
+    xx, xy = found.centred()
+    x, y = (a.astype(np.float64) - a.astype(np.float64).mean(axis=0) for a in (x, y))
+    np.testing.assert_allclose(xx, x.T @ x, atol=1e-4 * np.abs(x.T @ x).max())
+    np.testing.assert_allclose(xy, x.T @ y, atol=1e-4 * np.abs(x.T @ x).max())
+    assert np.linalg.eigvalsh(xx)[0] > 0
