@@ -16,8 +16,8 @@ from graphprune.edit import new_constant
 def part_norms_from_sums(model: ir.Model) -> ir.Model:
     """Keep a LayerNormalization apart from the Add before it, by a unit axis put in and taken out between them.
 
-    ONNX Runtime fuses the two into SkipLayerNormalization, whose processor kernel (1.31) is not vectorised: on 128 x 384
-    floats it takes seven times as long as LayerNormalization alone. The two reshapes move no data.
+    ONNX Runtime fuses the two into SkipLayerNormalization, whose processor kernel (1.31) is not vectorised: on 128 x
+    384 floats it takes seven times as long as LayerNormalization alone. The two reshapes move no data.
     """
     copy = model.clone()
     graph = copy.graph

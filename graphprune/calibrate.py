@@ -51,7 +51,8 @@ def moments(
 def cross_moments(
     pairs: Sequence[tuple[View, int | None, Target]], values: Iterable[tuple[Values, Values]]
 ) -> list[CrossMoments]:
-    """For each (view, limit, target): moments of at most `limit` rows a feed of the pruned model's inputs with the rows target(dense, pruned), on all feeds.
+    """For each (view, limit, target): moments of at most `limit` rows a feed of the pruned model's
+    inputs with the rows that target(dense, pruned) gives, over all feeds.
 
     values yields (dense values, pruned values) by name, one feed at a time. Views of one bank only.
     """

@@ -20,6 +20,7 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
 from graphprune.errors import ModelError
+from graphprune.fold import fold_arithmetic
 
 _SMALL = 65_536
 """Initialisers of at most this many elements are untied; larger shared ones (embedding and head) stay tied."""
@@ -28,6 +29,7 @@ _SMALL = 65_536
 def canonicalise(model: ir.Model) -> ir.Model:
     """A canonical copy of `model`. Raises ModelError where the graph is not valid ONNX."""
     model = model.clone()
+    open_axes(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries warn about their own deprecations
@@ -39,6 +41,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
         ) from e
     unique_names(model)
     untie(model)
+    fold_arithmetic(model)
     return model
 
 
@@ -81,6 +84,15 @@ def drop_identities(graph: ir.Graph) -> None:
         x.shape, x.type = x.shape or y.shape, x.type or y.type
         y.replace_all_uses_with(x, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def open_axes(model: ir.Model) -> None:
+    """Give axes that are declared as -1 or 0, as some exporters write "any size", a symbol, in place."""
+    values = [*model.graph.inputs, *model.graph.outputs, *(y for node in model.graph for y in node.outputs)]
+    for value in values:
+        if value.shape is not None and any(isinstance(n, int) and n <= 0 for n in value.shape):
+            dims = [f"{value.name}.{i}" if isinstance(n, int) and n <= 0 else n for i, n in enumerate(value.shape)]
+            value.shape = ir.Shape(dims)
 
 
 def unique_names(model: ir.Model) -> None:

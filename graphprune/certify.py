@@ -20,6 +20,8 @@ from graphprune.trace import Feed, Run
 
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest output, that rounding may explain."""
+LEAST = 1e-3
+"""Outputs smaller than this are compared as if they were this large: a sigmoid's 1e-6 is all rounding."""
 SHARE = 0.05
 """The difference must also be under this share of what the removal itself changes."""
 
@@ -121,8 +123,8 @@ def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have) 
 
 
 def compare(want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> float:
-    """Largest absolute difference over the outputs, each relative to the largest magnitude of `want`'s; inf where
-    shapes, names, or NaN and infinite entries differ."""
+    """Largest absolute difference over the outputs, each relative to the largest magnitude of `want`'s (at least
+    `LEAST`); inf where shapes, names, or NaN and infinite entries differ."""
     if want.keys() != have.keys():
         return float("inf")
     worst = 0.0
@@ -137,6 +139,5 @@ def compare(want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> f
         if not finite.any():
             continue
         a, b = a[finite], b[finite]
-        scale = float(np.abs(a).max())
-        worst = max(worst, float(np.abs(a - b).max()) / scale if scale else float(np.abs(b).max()))
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), LEAST))
     return worst

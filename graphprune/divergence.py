@@ -19,11 +19,11 @@ def outputs_of(run: Run, feeds: Sequence[Feed]) -> list[Mapping[str, np.ndarray]
 
 
 def divergence(dense: Outputs, have: Outputs) -> float:
-    """How much of what the dense outputs say is lost, averaged over outputs: 0 if equal, 1 if no better than a constant.
+    """How much of what the dense outputs say is lost, averaged over outputs: 0 if equal, 1 if as good as a constant.
 
     An output whose rows are probability distributions: Kullback-Leibler divergence from the dense rows, as a share of
-    their divergence from the mean row. Any other: squared error as a share of the variation about the mean row. Rows run
-    along the last axis. Infinite where an output is not finite or its shape differs.
+    their divergence from the mean row. Any other: squared error as a share of the variation about the mean row. Rows
+    run along the last axis. Infinite where an output is not finite or its shape differs.
     """
     per_output = []
     for name in dense[0]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphprune.align import align
 from graphprune.backends import open_backend
 from graphprune.backends.base import Backend
-from graphprune.certify import Check, certify
+from graphprune.certify import TOLERANCE, Check, certify, compare
 from graphprune.context import Context, overwrite
 from graphprune.cost import CostModel, measure_cost
 from graphprune.divergence import divergence, outputs_of
@@ -63,10 +63,15 @@ class Result:
         """Write model.onnx, plan.json, plan.npz, report.json and report.html, all or none."""
         from graphprune.report_html import render_html
 
-        publish(folder, {
-            "model.onnx": self.data, **self.plan.files(),
-            "report.json": self.report.to_json().encode(), "report.html": render_html(self.report).encode(),
-        })  # fmt: skip
+        publish(
+            folder,
+            {
+                "model.onnx": self.data,
+                **self.plan.files(),
+                "report.json": self.report.to_json().encode(),
+                "report.html": render_html(self.report).encode(),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,19 @@ class Compiler:
     """One model, calibrated and priced once; `reach` compiles it for a target. What a family shares is kept here."""
 
     def __init__(
-        self, prepared: Prepared, data: Data, backend: Backend, passes: Sequence[Pass], *, score: str, compensate: bool,
-        lower: bool, seed: int, device: str, progress: Progress,
-    ) -> None:  # fmt: skip
+        self,
+        prepared: Prepared,
+        data: Data,
+        backend: Backend,
+        passes: Sequence[Pass],
+        *,
+        score: str,
+        compensate: bool,
+        lower: bool,
+        seed: int,
+        device: str,
+        progress: Progress,
+    ) -> None:
         self.prepared, self.data, self.backend, self.passes = prepared, data, backend, tuple(passes)
         self.seed, self.device, self.progress = seed, device, progress
         self.dense_bytes = save_bytes(prepared.source.model)
@@ -99,9 +114,16 @@ class Compiler:
         analysis, contributions = prepared.analysis, {}
         if compensate:
             with self._stage("align", len(data.calibration)) as step:
-                analysis, contributions = align(prepared.analysis, data.calibration, load, step)
-        self.context = Context(analysis, data.calibration, load, score=score, compensate=compensate, seed=seed,
-                               contributions=contributions)  # fmt: skip
+                turned, contributions = align(prepared.analysis, data.calibration, load, step)
+            feed = data.calibration[0]
+            run = runner(backend)
+            if compare(run(prepared.model, feed), run(turned.model, feed)) <= TOLERANCE:
+                analysis = turned
+            else:  # badly conditioned activations: keep the bases the model came with
+                contributions = {}
+        self.context = Context(
+            analysis, data.calibration, load, score=score, compensate=compensate, seed=seed, contributions=contributions
+        )
         self._losses: dict[tuple[int, ...], float] = {}
         with self._stage("lower"):
             self.lowerings = self._choose_lowerings() if lower else {}
@@ -113,8 +135,11 @@ class Compiler:
             self.proposed = {p.name: list(p.propose(self.context)) for p in self.passes}
         self.sites: list[Site] = [s for sites in self.proposed.values() for s in sites]
         if not self.sites:
-            raise ModelError("no pass can act on this model", at=f"passes: {', '.join(p.name for p in self.passes)}",
-                             fix="see `graphprune explain`; groups need a linear reader to be solved again")  # fmt: skip
+            raise ModelError(
+                "no pass can act on this model",
+                at=f"passes: {', '.join(p.name for p in self.passes)}",
+                fix="see `graphprune explain`; groups need a linear reader to be solved again",
+            )
         self.levels = {s.name: s.levels for s in self.sites}
         self.full = {s.name: s.full for s in self.sites}
         with self._stage("price", 100) as step:
@@ -126,9 +151,15 @@ class Compiler:
                 done = max(done, round(100 * fraction))
 
             self.cost: CostModel = measure_cost(
-                self.full, self.levels, self._build_for_price, data.timing, backend, seed=seed,
-                seconds=_PRICING_SECONDS, progress=report,
-            )  # fmt: skip
+                self.full,
+                self.levels,
+                self._build_for_price,
+                data.timing,
+                backend,
+                seed=seed,
+                seconds=_PRICING_SECONDS,
+                progress=report,
+            )
         # Speed is promised over the model as it came, prices are of the canonical and lowered one.
         with self._stage("compare") as step:
             timings = backend.measure(
@@ -197,8 +228,9 @@ class Compiler:
         """Build the model at these levels and time it against the dense one, in turns."""
         choices = self.choose(levels)
         data = self._build_for_price(levels)
-        timings = self.backend.measure([self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006,
-                                       max_seconds=12.0)  # fmt: skip
+        timings = self.backend.measure(
+            [self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
+        )
         return Built(dict(levels), choices, data, cost.predict(levels).ms, (timings[0], timings[1]))
 
     def reach(self, target: Target) -> Result:
@@ -224,25 +256,31 @@ class Compiler:
             cost = cost.correct(cost.dense_ms / ratio / built.predicted_ms)
             if ratio < wanted and not reachable:
                 break
-            if ratio >= wanted and i:
+            whole = all(levels[name] == full for name, full in self.full.items())
+            if ratio >= wanted and (i or whole):
                 finished = self._finish(target, built, attempts)
                 good.append(finished)
-                if finished.report.reached.speedup / wanted >= LOW and finished.report.reached.speedup / wanted <= HIGH:
+                if whole or LOW <= finished.report.reached.speedup / wanted <= HIGH:
                     return finished
         reached = [r for r in good if r.report.reached.speedup >= self._wanted(target, r.report.reached.dense_ms)]
         if reached:
             return min(reached, key=lambda r: r.report.reached.speedup)
         raise InfeasibleTarget(
-            f"{target} is out of reach on {self.device}: the most measured is {best:.2f}x", best=best,
-            at=self._obstacle(), fix="lower the target, or allow more passes",
-        )  # fmt: skip
+            f"{target} is out of reach on {self.device}: the most measured is {best:.2f}x",
+            best=best,
+            at=self._obstacle(),
+            fix="lower the target, or allow more passes",
+        )
 
     def _wanted(self, target: Target, dense_ms: float) -> float:
         """The target as a speed-up over the dense model."""
         wanted = dense_ms / target.budget_ms(dense_ms)
         if wanted <= 1:
-            raise UsageError(f"the model already takes {dense_ms:.3g} ms, less than the {target} asked for",
-                             at="--target-latency", fix="ask for less time than that")  # fmt: skip
+            raise UsageError(
+                f"the model already takes {dense_ms:.3g} ms, less than the {target} asked for",
+                at="--target-latency",
+                fix="ask for less time than that",
+            )
         return wanted
 
     def _search(self, cost: CostModel, budget_ms: float, n_candidates: int) -> tuple[dict[str, int], bool]:
@@ -251,8 +289,16 @@ class Compiler:
             if not n_candidates:
                 return solve(self.levels, self.curves, cost, budget_ms), True
             with self._stage("search", n_candidates + 1) as step:
-                levels, _ = improve(self.levels, self.curves, cost, budget_ms, self.loss, n_candidates=n_candidates,
-                                    seed=self.seed, step=step)  # fmt: skip
+                levels, _ = improve(
+                    self.levels,
+                    self.curves,
+                    cost,
+                    budget_ms,
+                    self.loss,
+                    n_candidates=n_candidates,
+                    seed=self.seed,
+                    step=step,
+                )
                 return levels, True
         except InfeasibleTarget:
             return fastest_levels(self.levels, cost), False
@@ -276,12 +322,23 @@ class Compiler:
         with self._stage("certify"):
             checks = self._certificate(built)
         with self._stage("final measurement"):
-            timings = self.backend.measure([self.dense_bytes, data], self.data.timing, min_rounds=30, spread=0.005,
-                                           max_seconds=20.0)  # fmt: skip
+            timings = self.backend.measure(
+                [self.dense_bytes, data], self.data.timing, min_rounds=30, spread=0.005, max_seconds=20.0
+            )
         plan = Plan(
-            self.prepared.source.sha256, self.prepared.traced_at, built.choices, tensors, self.context.compensate,
-            tuple(self.lowerings), str(target), self.device, self.seed, built.predicted_ms, timings[1].median_ms, timings[0].median_ms,
-        )  # fmt: skip
+            self.prepared.source.sha256,
+            self.prepared.traced_at,
+            built.choices,
+            tensors,
+            self.context.compensate,
+            tuple(self.lowerings),
+            str(target),
+            self.device,
+            self.seed,
+            built.predicted_ms,
+            timings[1].median_ms,
+            timings[0].median_ms,
+        )
         report = make_report(self, target, built, data, model, checks, attempts, timings)
         return Result(data, plan, report)
 
@@ -306,8 +363,9 @@ class Compiler:
             if check.verdict == "mismatch":
                 raise ModelError(
                     f"the certificate failed: pruning changed the model by {check.difference:.2g} where it should not",
-                    at=f"groups {', '.join(check.groups[:5])}", fix="this is a defect of graphprune: please report it",
-                )  # fmt: skip
+                    at=f"groups {', '.join(check.groups[:5])}",
+                    fix="this is a defect of graphprune: please report it",
+                )
         return checks
 
 
@@ -340,10 +398,19 @@ def _timed(progress: Progress, name: str, total: int | None, seconds: dict[str, 
 
 
 def compiler(
-    model: Any, *, device: str = "host", calibration: Any = None, shapes: Mapping[str, Sequence[int]] | None = None,
-    seed: int = 0, threads: int = 1, score: str = "second-order", compensate: bool = True,
-    lower: bool = True, passes: Sequence[Pass] | None = None, progress: Progress | None = None,
-) -> Compiler:  # fmt: skip
+    model: Any,
+    *,
+    device: str = "host",
+    calibration: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    score: str = "second-order",
+    compensate: bool = True,
+    lower: bool = True,
+    passes: Sequence[Pass] | None = None,
+    progress: Progress | None = None,
+) -> Compiler:
     """Everything that is done once for a model, whatever the target: see `compile` for the arguments."""
     progress = progress or Silent()
     if score not in get_args(Score):
@@ -353,8 +420,18 @@ def compiler(
         prepared = prepare(model, backend, shapes)
         need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
-    return Compiler(prepared, data, backend, default_passes() if passes is None else passes, score=score,
-                    compensate=compensate, lower=lower, seed=seed, device=device, progress=progress)  # fmt: skip
+    return Compiler(
+        prepared,
+        data,
+        backend,
+        default_passes() if passes is None else passes,
+        score=score,
+        compensate=compensate,
+        lower=lower,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
 
 
 def default_passes() -> tuple[Pass, ...]:
@@ -373,8 +450,9 @@ def compile(
     in the same runtime; or target_latency_ms. device: "host". calibration: a folder of .npz files, one stacked .npz,
     "module:function", or an iterable of feeds (input name -> array); None makes up inputs and says so. shapes: input
     name -> shape at which speed counts, for dynamic axes. score: "second-order", "magnitude" or "activation".
-    compensate: solve the remaining weights again. lower: use the backend's rewrites where they are faster. passes: values of `sites.Pass`, the width pass if None. progress:
-    see `progress`. Raises errors of `graphprune.errors`; InfeasibleTarget carries the largest factor measured.
+    compensate: solve the remaining weights again. lower: use the backend's rewrites where they are faster. passes:
+    values of `sites.Pass`, the width pass if None. progress: see `progress`. Raises errors of `graphprune.errors`;
+    InfeasibleTarget carries the largest factor measured.
     """
     return compiler(model, **options).reach(Target(target_speedup, target_latency_ms))
 
@@ -392,12 +470,16 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None
     backend = open_backend("host")
     prepared = prepare(model, backend, traced_at=plan.traced_at)
     if prepared.source.sha256 != plan.model_sha256:
-        raise UsageError("this plan was made for another model", at=f"plan {str(plan.model_sha256)[:12]}, model "
-                         f"{prepared.source.sha256[:12]} (sha256)", fix="give the model that was compiled")  # fmt: skip
+        raise UsageError(
+            "this plan was made for another model",
+            at=f"plan {str(plan.model_sha256)[:12]}, model {prepared.source.sha256[:12]} (sha256)",
+            fix="give the model that was compiled",
+        )
     passes = default_passes() if passes is None else tuple(passes)
     if unknown := sorted(set(plan.choices) - {p.name for p in passes}):
-        raise UsageError(f"the plan has choices of a pass {unknown[0]!r} that is not here",
-                         fix="give it in passes=[...]")  # fmt: skip
+        raise UsageError(
+            f"the plan has choices of a pass {unknown[0]!r} that is not here", fix="give it in passes=[...]"
+        )
     context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate)
     _check_kept(prepared.analysis, plan.choices)
     try:
@@ -414,5 +496,7 @@ def _check_kept(analysis: Analysis, choices: Mapping[str, Mapping[str, Choice]])
             kept, group = choice["keep"], analysis.groups.get(name)
             whole = isinstance(kept, list) and kept and all(type(i) is int for i in kept)
             if group is None or not whole or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < group.size:
-                raise UsageError(f"the plan does not fit the model: {name!r} cannot keep what it says",
-                                 fix="compile again with this version")  # fmt: skip
+                raise UsageError(
+                    f"the plan does not fit the model: {name!r} cannot keep what it says",
+                    fix="compile again with this version",
+                )

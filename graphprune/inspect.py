@@ -1,4 +1,4 @@
-"""Look at models without changing them: `explain` what could shrink, `bench` two of them, `verify` one against another."""
+"""Look at models without changing them: `explain` what could shrink, `bench` two, `verify` one against another."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def node_times(model: ir.Model, kernels: Sequence[Kernel]) -> dict[str, float]:
 def bench(
     models: Sequence[Any], *, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1, seconds: float = 10.0
 ) -> list[Timing]:
-    """Time models in turns (A B A B) on the same input for about `seconds`. Their inputs must have equal names and types."""
+    """Time models in turns (A B A B) on the same input for about `seconds`; their inputs must have equal names and
+    types."""
     backend = open_backend("host", threads)
     sources = [load(m) for m in models]
     specs = _same_inputs([specs_of(s.model) for s in sources])

@@ -23,7 +23,8 @@ SCHEMA = 1
 @dataclass(frozen=True)
 class Plan:
     """model_sha256: of the model it was made for. traced_at: input shapes its types were found under.
-    choices: pass -> site -> what was decided. lowerings: names of the backend's rewrites that were taken. tensors: initialiser of the result -> new contents.
+    choices: pass -> site -> what was decided. lowerings: names of the backend's rewrites that were taken.
+    tensors: initialiser of the result -> new contents.
     predicted_ms, measured_ms, dense_ms: what was promised and what came out, for the record.
     """
 

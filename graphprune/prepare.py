@@ -55,8 +55,9 @@ def specs_of(model: ir.Model) -> list[InputSpec]:
         if value.name in model.graph.initializers:
             continue
         if value.shape is None or value.dtype is None:
-            raise ModelError(f"input {value.name!r} has no declared type and rank",
-                             fix="export the model with typed inputs")  # fmt: skip
+            raise ModelError(
+                f"input {value.name!r} has no declared type and rank", fix="export the model with typed inputs"
+            )
         shape = tuple(n if isinstance(n, int) and n > 0 else (getattr(n, "value", None) or None) for n in value.shape)
         specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), shape))
     return specs
@@ -78,9 +79,11 @@ def loader(backend: Backend):
 
 
 def prepare(
-    model: Any, backend: Backend, shapes: Mapping[str, Sequence[int]] | None = None,
+    model: Any,
+    backend: Backend,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     traced_at: Mapping[str, Sequence[int]] | None = None,
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Load, canonicalise and type a model, and check that it still computes the same.
 
     shapes: of dynamic inputs, as far as known. traced_at: bind the dynamic axes exactly so (replaying a plan).
@@ -103,18 +106,27 @@ def prepare(
         found = trace(canonical, feed, run)
         have = run(canonical, feed)
         if compare(want, have) > 1e-3:
-            raise ModelError("simplifying the graph changed what it computes", at=f"relative {compare(want, have):.2g}",
-                             fix="this is a defect of graphprune or its libraries: please report it with the model")  # fmt: skip
+            raise ModelError(
+                "simplifying the graph changed what it computes",
+                at=f"relative {compare(want, have):.2g}",
+                fix="this is a defect of graphprune or its libraries: please report it with the model",
+            )
         analysis = analyse(canonical, infer(canonical, found))
         return Prepared(source, specs, analysis, {k: tuple(v.shape) for k, v in feed.items()})
     raise ModelError(
         f"the model does not run: {failure.what if failure else 'no shapes to try'}",
-        at=f"{failure.at}; inputs {', '.join(map(str, specs))}" if failure and failure.at
+        at=f"{failure.at}; inputs {', '.join(map(str, specs))}"
+        if failure and failure.at
         else f"inputs {', '.join(map(str, specs))}",
-        fix="give shapes that it accepts, as --shape " + " --shape ".join(
-            f"{s.name}={'x'.join(str(n if isinstance(n, int) else 1) for n in s.shape)}" for s in specs if s.dynamic_axes)
-        if any(s.dynamic_axes for s in specs) else "check the file in the runtime it is meant for",
-    )  # fmt: skip
+        fix="give shapes that it accepts, as --shape "
+        + " --shape ".join(
+            f"{s.name}={'x'.join(str(n if isinstance(n, int) else 1) for n in s.shape)}"
+            for s in specs
+            if s.dynamic_axes
+        )
+        if any(s.dynamic_axes for s in specs)
+        else "check the file in the runtime it is meant for",
+    )
 
 
 def _bindings(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> Iterator[dict[str, tuple[int, ...]]]:
@@ -126,12 +138,16 @@ def _bindings(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -
     known = {s.name: tuple(shapes[s.name]) for s in specs if s.name in shapes}
     if len(known) + sum(not s.dynamic_axes and s.name not in known for s in specs) == len(specs):
         full = {s.name: known.get(s.name, s.shape) for s in specs}
-        yield {s.name: tuple(3 if i == 0 and 0 in s.dynamic_axes and n == 1 else n for i, n in enumerate(full[s.name]))
-               for s in specs}  # fmt: skip
+        yield {
+            s.name: tuple(3 if i == 0 and 0 in s.dynamic_axes and n == 1 else n for i, n in enumerate(full[s.name]))
+            for s in specs
+        }
         yield full
     for side in (32, 64, 224, 320, 640):
-        yield {s.name: tuple(n if isinstance(n, int) else 3 if i == 0 else side for i, n in enumerate(s.shape))
-               for s in specs}  # fmt: skip
+        yield {
+            s.name: tuple(n if isinstance(n, int) else 3 if i == 0 else side for i, n in enumerate(s.shape))
+            for s in specs
+        }
 
 
 def lookup_sizes(model: ir.Model) -> dict[str, int]:

@@ -7,6 +7,7 @@ because these do not add up either, candidates near the solution are built, run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def curve(site: Site, measured: Mapping[int, float]) -> np.ndarray:
     known = {**measured, len(site.levels) - 1: 0.0}
     indices = sorted(known)
     loss = np.zeros(len(site.levels))
-    for a, b in zip(indices, indices[1:], strict=False):
+    for a, b in pairwise(indices):
         span = np.arange(a, b + 1)
         fall = prior[a] - prior[b]
         share = (prior[span] - prior[b]) / fall if fall > 0 else np.linspace(1, 0, len(span))

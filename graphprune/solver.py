@@ -81,7 +81,7 @@ def solve(
 
 
 def fastest_levels(levels: Mapping[str, Sequence[int]], cost: CostModel) -> dict[str, int]:
-    """The smallest level of every site, raised wherever that is predicted to be faster (measured steps go both ways)."""
+    """The smallest level of every site, raised wherever that is predicted to be faster: steps go both ways."""
     chosen = {s: int(v[0]) for s, v in levels.items()}
     for s, values in levels.items():
         chosen[s] = int(min(values, key=lambda v: cost.predict({**chosen, s: int(v)}).ms))

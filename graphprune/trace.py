@@ -21,7 +21,7 @@ _SMALL = 4096
 
 @dataclass(frozen=True)
 class Trace:
-    """shapes: of every tensor value by name. values: contents of integer and boolean values of at most 4,096 entries."""
+    """shapes: of every tensor value by name. values: contents of integer and boolean values up to 4,096 entries."""
 
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, np.ndarray]

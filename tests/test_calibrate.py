@@ -54,7 +54,7 @@ def test_a_large_mean_does_not_drown_what_varies(mean: float) -> None:
     x = (rng.normal(size=(6000, 12)) @ rng.normal(size=(12, 12)) + mean).astype(np.float32)
     y = (x[:, :4] * 0.5 - mean + rng.normal(size=(6000, 4))).astype(np.float32)
     (view,) = {v for v in context(images(1, 1)).views.values() if v.reader.kind == "matmul"}
-    pairs = [(view, lambda dense, pruned: pruned["y"])]
+    pairs = [(view, None, lambda dense, pruned: pruned["y"])]
     halves = [({}, {view.reader.x: x[i], "y": y[i]}) for i in (slice(0, 2500), slice(2500, None))]
     (found,) = cross_moments(pairs, halves)
     xx, xy = found.centred()
