@@ -42,6 +42,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
     unique_names(model)
     untie(model)
     fold_arithmetic(model)
+    passes.RemoveUnusedNodesPass()(model)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from graphprune.context import Context, overwrite
 from graphprune.cost import CostModel, measure_cost
 from graphprune.divergence import divergence, outputs_of
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
+from graphprune.feeds import Feed
 from graphprune.files import publish
 from graphprune.groups import Analysis
 from graphprune.load import save_bytes
@@ -110,21 +112,8 @@ class Compiler:
         self.seed, self.device, self.progress = seed, device, progress
         self.dense_bytes = save_bytes(prepared.source.model)
         self.seconds: dict[str, float] = {}
-        load = loader(backend)
-        analysis, contributions = prepared.analysis, {}
-        if compensate:
-            with self._stage("align", len(data.calibration)) as step:
-                turned, contributions = align(prepared.analysis, data.calibration, load, step)
-            feed = data.calibration[0]
-            run = runner(backend)
-            if compare(run(prepared.model, feed), run(turned.model, feed)) <= TOLERANCE:
-                analysis = turned
-            else:  # badly conditioned activations: keep the bases the model came with
-                contributions = {}
-        self.context = Context(
-            analysis, data.calibration, load, score=score, compensate=compensate, seed=seed, contributions=contributions
-        )
         self._losses: dict[tuple[int, ...], float] = {}
+        self.context = self._make_context(score, compensate)
         with self._stage("lower"):
             self.lowerings = self._choose_lowerings() if lower else {}
         with self._stage("calibrate", len(data.calibration)) as step:
@@ -142,6 +131,27 @@ class Compiler:
             )
         self.levels = {s.name: s.levels for s in self.sites}
         self.full = {s.name: s.full for s in self.sites}
+        self.cost = self._price()
+        self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
+        self._dense_outputs = outputs_of(self.context.load(prepared.model), self._judged)
+        with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
+            self.curves = measure_curves(self.sites, self.loss, step)
+
+    def _make_context(self, score: str, compensate: bool) -> Context:
+        """The context of the passes, its free bases turned where readers will be solved again."""
+        load, feeds = loader(self.backend), self.data.calibration
+        context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed)
+        if not compensate:
+            return context
+        with self._stage("align", len(feeds)) as step:
+            turned, contributions = align(self.prepared.analysis, feeds, load, step)
+        run = runner(self.backend)
+        if compare(run(self.prepared.model, feeds[0]), run(turned.model, feeds[0])) > TOLERANCE:
+            return context  # badly conditioned activations: the model keeps the bases it came with
+        return replace(context, analysis=turned, contributions=contributions)
+
+    def _price(self) -> CostModel:
+        """Prices of the canonical and lowered model, on the scale of the model as it came: that is the promise."""
         with self._stage("price", 100) as step:
             done = 0
 
@@ -150,29 +160,20 @@ class Compiler:
                 step(max(0, round(100 * fraction) - done))
                 done = max(done, round(100 * fraction))
 
-            self.cost: CostModel = measure_cost(
+            cost = measure_cost(
                 self.full,
                 self.levels,
                 self._build_for_price,
-                data.timing,
-                backend,
-                seed=seed,
+                self.data.timing,
+                self.backend,
+                seed=self.seed,
                 seconds=_PRICING_SECONDS,
                 progress=report,
             )
-        # Speed is promised over the model as it came, prices are of the canonical and lowered one.
-        with self._stage("compare") as step:
-            timings = backend.measure(
-                [self.dense_bytes, self._build_for_price(self.full)], data.timing, max_seconds=6.0
-            )
-        self.cost = replace(self.cost, dense_ms=self.cost.dense_ms * speedup(*timings).value)
-        held = list(data.calibration[:: max(1, len(data.calibration) // _EVALUATION_FEEDS)])[:_EVALUATION_FEEDS]
-        self._held = held
-        chosen = {id(feed) for feed in held}
-        self._fitted = [f for f in data.calibration if id(f) not in chosen] or list(data.calibration)
-        self._dense_outputs = outputs_of(load(prepared.model), held)
-        with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
-            self.curves = measure_curves(self.sites, self.loss, step)
+        with self._stage("compare"):
+            models = [self.dense_bytes, self._build_for_price(self.full)]
+            timings = self.backend.measure(models, self.data.timing, max_seconds=6.0)
+        return replace(cost, dense_ms=cost.dense_ms * speedup(*timings).value)
 
     def _stage(self, name: str, total: int | None = None):
         return _timed(self.progress, name, total, self.seconds)
@@ -222,7 +223,7 @@ class Compiler:
         return self._losses[key]
 
     def _divergence(self, model: ir.Model) -> float:
-        return divergence(self._dense_outputs, outputs_of(self.context.load(model), self._held))
+        return divergence(self._dense_outputs, outputs_of(self.context.load(model), self._judged))
 
     def build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
         """Build the model at these levels and time it against the dense one, in turns."""
@@ -239,38 +240,48 @@ class Compiler:
         The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
         left. A result inside the window ends it; failing that, the least overshoot of what was built.
         """
-        cost, attempts, good = self.cost, [], []
-        best = 0.0
+        cost = self.cost
+        attempts: list[Attempt] = []
+        finished: list[Result] = []
+        beyond: list[Built] = []
         for i in range(_ATTEMPTS):
             wanted = self._wanted(target, cost.dense_ms)
-            levels, reachable = self._search(
-                cost, cost.dense_ms / (wanted * _AIM), (0, _CANDIDATES)[i == 1] or 2 * (i > 1)
-            )
+            n_candidates = {0: 0, 1: _CANDIDATES}.get(i, 2)
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), n_candidates)
             with self._stage(f"measure {i + 1}"):
                 built = self.build(levels, cost)
             ratio = built.ratio.value
             wanted = self._wanted(target, built.timings[0].median_ms)
             attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self.progress.note(f"attempt {i + 1}: predicted {attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
-            best = max(best, ratio)
             cost = cost.correct(cost.dense_ms / ratio / built.predicted_ms)
+            whole = all(levels[name] == full for name, full in self.full.items())
             if ratio < wanted and not reachable:
                 break
-            whole = all(levels[name] == full for name, full in self.full.items())
-            if ratio >= wanted and (i or whole):
-                finished = self._finish(target, built, attempts)
-                good.append(finished)
-                if whole or LOW <= finished.report.reached.speedup / wanted <= HIGH:
-                    return finished
-        reached = [r for r in good if r.report.reached.speedup >= self._wanted(target, r.report.reached.dense_ms)]
+            if whole or (i and LOW <= ratio / wanted <= HIGH):
+                result = self._finish(target, built, attempts)
+                if self._holds(target, result, math.inf if whole else HIGH):
+                    return result
+                finished.append(result)
+            elif ratio > wanted:
+                beyond.append(built)
+        if not any(self._holds(target, r) for r in finished) and beyond:
+            finished.append(self._finish(target, min(beyond, key=lambda b: b.ratio.value), attempts))
+        reached = [r for r in finished if self._holds(target, r)]
         if reached:
             return min(reached, key=lambda r: r.report.reached.speedup)
+        best = max([a.measured for a in attempts] + [r.report.reached.speedup for r in finished])
         raise InfeasibleTarget(
             f"{target} is out of reach on {self.device}: the most measured is {best:.2f}x",
             best=best,
             at=self._obstacle(),
             fix="lower the target, or allow more passes",
         )
+
+    def _holds(self, target: Target, result: Result, most: float = math.inf) -> bool:
+        """Whether the finished model is at least as fast as asked, and at most `most` times that."""
+        reached = result.report.reached
+        return LOW <= reached.speedup / self._wanted(target, reached.dense_ms) <= most
 
     def _wanted(self, target: Target, dense_ms: float) -> float:
         """The target as a speed-up over the dense model."""
@@ -367,6 +378,12 @@ class Compiler:
                     fix="this is a defect of graphprune: please report it",
                 )
         return checks
+
+
+def _apart(feeds: Sequence[Feed], n: int) -> tuple[list[Feed], list[Feed]]:
+    """About n feeds to judge by, evenly spaced, and the others to fit to; the same ones where there are too few."""
+    stride = max(2, len(feeds) // n)
+    return list(feeds[::stride])[:n], [f for i, f in enumerate(feeds) if i % stride or i // stride >= n] or list(feeds)
 
 
 def kept_channels(choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
