@@ -296,6 +296,8 @@ class Compiler:
 
     def _search(self, cost: CostModel, budget_ms: float, n_candidates: int) -> tuple[dict[str, int], bool]:
         """Levels for a budget, and whether it is thought reachable; the fastest levels where it is not."""
+        if cost.predict(self.full).ms <= budget_ms:  # exact rewrites alone are enough
+            return dict(self.full), True
         try:
             if not n_candidates:
                 return solve(self.levels, self.curves, cost, budget_ms), True
