@@ -1,6 +1,6 @@
 """The demo: compile PP-OCRv4 text recognition for this machine, as fast as its reading stays as good as it was.
 
-    python -m tools.demo [--out out] [--speedups 1.3,1.5,2] [--samples 96] [--strings 300]
+    python -m tools.demo [--out out] [--speedups 1.3,1.5,2] [--samples 240] [--strings 300]
 
 One calibration on rendered text and one set of measured prices serve every factor; each model is then judged on other
 strings. The largest factor that loses at most 2 points of character accuracy is written to --out.
@@ -102,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the chosen model and its report")
     parser.add_argument("--speedups", type=factors_option, default="1.3,1.5,2", help="factors to try")
-    parser.add_argument("--samples", type=int, default=96, help="rendered lines to calibrate on")
+    parser.add_argument("--samples", type=int, default=240, help="rendered lines to calibrate on")
     parser.add_argument("--strings", type=int, default=300, help="other rendered lines to judge on (at most 600)")
     parser.add_argument("--threads", type=int, default=1, help="threads that the model will run on")
     parser.add_argument("--seed", type=int, default=0)
