@@ -248,7 +248,8 @@ nan, inf = float("nan"), float("inf")
     ({"y": [1.0, -4.0]}, {"y": [1.0, -4.0]}, 0.0),
     ({"y": [1.0, -4.0]}, {"y": [2.0, -4.0]}, 0.25),  # relative to the largest magnitude wanted
     ({"y": [1.0, 2.0], "z": [10.0]}, {"y": [1.0, 2.5], "z": [10.0]}, 0.25),  # the worst output counts
-    ({"y": [0.0, 0.0]}, {"y": [0.0, 0.5]}, 0.5),  # nothing to be relative to
+    ({"y": [0.0, 0.0]}, {"y": [0.0, 0.5]}, 500.0),  # nothing to be relative to but the floor of 1e-3
+    ({"y": [1e-6, 0.0]}, {"y": [2e-6, 0.0]}, 1e-3),
     ({"y": [nan, 2.0]}, {"y": [nan, 1.0]}, 0.5),
     ({"y": [nan, 2.0]}, {"y": [2.0, nan]}, inf),
     ({"y": [1.0, 2.0]}, {"y": [1.0, nan]}, inf),

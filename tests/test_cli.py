@@ -281,7 +281,9 @@ def test_a_full_disk_leaves_nothing(place, api, capsys, monkeypatch):
 
 
 def test_ctrl_c_of_a_real_process_exits_with_130(place):
-    code = ("import sys, time, graphprune\n"
+    # A process started in the background of a script inherits an ignored SIGINT; a terminal's does not.
+    code = ("import signal, sys, time, graphprune\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def compile(*args, progress, **options):\n"
             "    with progress.stage('calibrate', 9):\n        print('ready', flush=True)\n        time.sleep(60)\n"
             "graphprune.compile = compile\n"
