@@ -1,7 +1,8 @@
 """Fold arithmetic with constants into the convolutions beside it, and spelled-out hard-swish into fewer operators.
 
-Exporters write learnable scales, offsets and activations as chains of element-wise nodes, each of which reads and writes
-the whole tensor. What a convolution can absorb costs nothing; on small mobile networks this is a quarter of the time.
+Exporters write learnable scales, offsets and activations as chains of element-wise nodes, each of which reads and
+writes the whole tensor. What a convolution can absorb costs nothing; on small mobile networks it is a quarter of the
+time.
 Everything here is exact up to rounding.
 """
 

@@ -55,7 +55,7 @@ class View:
         return np.concatenate(matrices).reshape(len(like), kept_inputs, *like.shape[2:])
 
     def rows(self, x: Array, limit: int | None = None) -> list[Array]:
-        """x unfolded, a float32 matrix [rows, in / banks x taps] per bank; about `limit` rows at most, evenly spaced."""
+        """x unfolded, a float32 matrix [rows, in / banks x taps] per bank; at most about `limit`, evenly spaced."""
         if self.window is not None:
             return _unfold(x, self.window, self.banks, limit)
         return [np.ascontiguousarray(_spaced(self._flat(x), limit), np.float32)]
