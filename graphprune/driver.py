@@ -324,9 +324,10 @@ class Compiler:
 
     def _finish(self, target: Target, built: Built, attempts: Sequence[Attempt]) -> Result:
         """Solve the weights, certify, measure what will be written, and report."""
-        model = self.apply(built.choices)
+        pruned = any(built.choices.values())
+        model = self.apply(built.choices) if pruned else self.prepared.model.clone()
         overwrite(model, self.tensors(model, built.choices))
-        if self.context.compensate:
+        if self.context.compensate and pruned:
             keeps = self.prepared.analysis.keeps(kept_channels(built.choices))
             with self._stage("refit", n_stages(self.context, model, keeps)) as step:
                 refit(self.context, model, keeps, self._fitted, step, self._divergence)
