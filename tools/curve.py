@@ -38,6 +38,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "activation": {"score": "activation"},
     "activation, no compensation": {"score": "activation", "compensate": False},
     "magnitude": {"score": "magnitude"},
+    "second-order, no lowering": {"lower": False},
 }
 Row = dict[str, Any]
 _KEY = ("task", "method", "asked", "samples", "limit", "seed", "threads", "host")
@@ -93,6 +94,8 @@ def walk(name: str, rows: Rows, options: argparse.Namespace) -> None:
             metrics = quality(task, task.model(), options.limit)
             rows.put(key | stamp | {"speedup": 1.0, "spread": 0.0, "metrics": metrics})
     for method, how in (METHODS | (ABLATION if options.ablation else {})).items():
+        if options.only and method != options.only:
+            continue
         shared = None
         for key in missing(method, options.speedups):
             progress.note(f"{name}, {method}, {key['asked']:g}x")
@@ -113,6 +116,7 @@ def main() -> int:
     parser.add_argument("--speedups", type=factors_option, default=SPEEDUPS)
     parser.add_argument("--samples", type=int, default=256, help="calibration samples, a fifth of them held out")
     parser.add_argument("--limit", type=int, help="judge on the first so many evaluation samples (default: all)")
+    parser.add_argument("--only", choices=[*METHODS, *ABLATION], help="one method (of the ablation too, with --ablation)")
     parser.add_argument("--ablation", action="store_true", help="activation scores and each score with and without "
                         "compensation, too")
     parser.add_argument("--again", action="store_true", help="measure rows again that are there already")
