@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--speedups", type=factors_option, default=SPEEDUPS)
     parser.add_argument("--samples", type=int, default=256, help="calibration samples, a fifth of them held out")
     parser.add_argument("--limit", type=int, help="judge on the first so many evaluation samples (default: all)")
-    parser.add_argument("--only", choices=[*METHODS, *ABLATION], help="one method (of the ablation too, with --ablation)")
+    parser.add_argument("--only", choices=[*METHODS, *ABLATION], help="one method alone")
     parser.add_argument("--ablation", action="store_true", help="activation scores and each score with and without "
                         "compensation, too")
     parser.add_argument("--again", action="store_true", help="measure rows again that are there already")
