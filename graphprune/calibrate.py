@@ -7,6 +7,7 @@ bounded by one feed's activations and the moments themselves, and readers are do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ Target = Callable[[Values, Values], np.ndarray]
 Load = Callable[[ir.Model], Callable[[Feed], Mapping[str, np.ndarray]]]
 """Makes a model runnable: feed in, all outputs by name out."""
 
+Item = TypeVar("Item")
 _SLICE_BYTES = 1_000_000_000
 _ROWS_PER_INPUT = 40
 _LEAST_ROWS = 50_000
@@ -144,16 +146,19 @@ def _is_input(model: ir.Model, view: View) -> bool:
     return any(v.name == view.reader.x for v in model.graph.inputs)
 
 
-def _slices(views: list[View], model: ir.Model) -> Iterator[list[View]]:
-    part: list[View] = []
+def _slices(views: Sequence[View], model: ir.Model) -> Iterator[list[View]]:
+    return packed(views, lambda view: 8 * view.banks * _width(view, model) ** 2, _SLICE_BYTES)
+
+
+def packed(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+    """Items in order, as many together as `limit` holds and at least one."""
+    part: list[Item] = []
     total = 0
-    for view in views:
-        width = _width(view, model)
-        size = 8 * view.banks * width * width
-        if part and total + size > _SLICE_BYTES:
+    for item in items:
+        if part and total + size(item) > limit:
             yield part
             part, total = [], 0
-        part.append(view)
-        total += size
+        part.append(item)
+        total += size(item)
     if part:
         yield part

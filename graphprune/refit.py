@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.calibrate import Load, Values, cross_moments, rows_per_feed
+from graphprune.calibrate import Load, Values, cross_moments, packed, rows_per_feed
 from graphprune.compensate import refit as solve
 from graphprune.context import Context
 from graphprune.dims import Keeps, kept, new_size
@@ -248,17 +248,7 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
 
 def _parts(stages: Sequence[Stage], n_feeds: int) -> Iterator[list[Stage]]:
     """Stages whose targets over all feeds fit in memory together, so that the dense model runs once for many."""
-    part: list[Stage] = []
-    total = 0
-    for stage in stages:
-        size = 4 * n_feeds * sum(layer.limit * layer.n_outputs for layer in stage[1])
-        if part and total + size > _TARGET_BYTES:
-            yield part
-            part, total = [], 0
-        part.append(stage)
-        total += size
-    if part:
-        yield part
+    return packed(stages, lambda stage: 4 * n_feeds * sum(x.limit * x.n_outputs for x in stage[1]), _TARGET_BYTES)
 
 
 def _targets(context: Context, part: Sequence[Sequence[Layer]], feeds: Sequence[Feed]) -> dict[str, list[np.ndarray]]:
