@@ -62,14 +62,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def cached(name: str, make: Callable[[Path], None], *sources: Path) -> Path:
+def cached(name: str, make: Callable[[Path], None], *sources: Path | str) -> Path:
     """Path of a file in the cache; `make(temporary path)` writes it if it is not there yet.
 
-    Its name holds a checksum of `sources`, the files it is made from (code or data): when they change it is made anew.
+    Its name holds a checksum of `sources`, the files (code or data) or texts (options) it is made from: when they
+    change it is made anew.
     """
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(source.read_bytes())
+        digest.update(source.encode() if isinstance(source, str) else source.read_bytes())
     path = cache_dir() / f"{Path(name).stem}_{digest.hexdigest()[:8]}{Path(name).suffix}"
     if not path.exists():
         with replacing(path) as temporary:
