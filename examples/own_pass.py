@@ -13,9 +13,9 @@ import sys
 import numpy as np
 
 import graphprune
-from graphprune.dims import positions
 from graphprune.edit import shrink
 from graphprune.feeds import read_shapes
+from graphprune.keeps import positions
 from graphprune.passes.width import width_levels
 from graphprune.sites import Site
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphprune.certificate import Certificate, certify
     from graphprune.driver import Result, compile, compile_family, replay
     from graphprune.inspect import bench, explain, verify
 
 _HOME = {
+    "Certificate": "certificate", "certify": "certificate",
     "Result": "driver", "compile": "driver", "compile_family": "driver", "replay": "driver",
     "bench": "inspect", "explain": "inspect", "verify": "inspect",
 }  # fmt: skip
-__all__ = ["Result", "bench", "compile", "compile_family", "explain", "replay", "verify"]
+__all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "explain", "replay", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,10 @@ import onnx_ir as ir
 
 from graphprune.calibrate import Load, moments
 from graphprune.compensate import Moments, robust_cholesky
-from graphprune.dims import Dim, Type, leaves, positions
+from graphprune.dims import Dim, Type, leaves
 from graphprune.edit import set_constant
 from graphprune.groups import Analysis, Group
+from graphprune.keeps import positions
 from graphprune.rules.base import Reader
 from graphprune.trace import Feed
 from graphprune.views import View, find_bias

@@ -117,6 +117,37 @@ def explain(
 
 
 @app.command()
+def certify(
+    model: Model,
+    shape: Shapes = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="How many groups, drawn at random.  [default: all]",
+                                               show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the groups and what they keep.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write every check to this file too.", show_default=False)] = None,
+    threads: Threads = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Prune random channels of MODEL, group by group and all at once, and prove each correct by running it; exit code 1
+    on any mismatch. Needs no data."""
+    path = _model_file(model)
+    import graphprune
+    from graphprune import progress
+    from graphprune.feeds import read_shapes
+    from graphprune.tables import certificate_tables
+
+    found = graphprune.certify(path, shapes=read_shapes(shape or []), groups=groups, seed=seed, threads=threads,
+                               progress=progress.choose(quiet))
+    if json:
+        from graphprune.files import atomic_write
+        from graphprune.report import json_text
+
+        atomic_write(json, json_text(found.to_dict()).encode())
+    _print(certificate_tables(found))
+    return 1 if found.failed else 0
+
+
+@app.command()
 def bench(
     a: Annotated[Path, typer.Argument(help="The model to compare with.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The model that should be faster.", show_default=False)],

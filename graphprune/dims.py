@@ -10,10 +10,8 @@ This file knows nothing of operators or tensors: `rules/` states the equations, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -265,65 +263,3 @@ def _unify_factors(a: Prod, b: Prod, why: Reason) -> None:
 
 def _split(d: Dim, outer: int) -> None:
     d.bound = Prod((Dim(outer, like=d), Dim(d.size // outer, like=d)))
-
-
-Keeps = Mapping[Dim, np.ndarray]
-"""Kept indices, ascending, of each variable that shrinks. Absent variables are kept whole."""
-
-
-def kept(t: Type, keeps: Keeps) -> np.ndarray:
-    """The kept indices, ascending, of an axis of type `t`: int64 [k]."""
-    t = norm(t)
-    if type(t) is Dim:
-        return keeps.get(t, _every(t.size))
-    if type(t) is Sum:
-        pieces, offset = [], 0
-        for part in t.parts:
-            pieces.append(kept(part, keeps) + offset)
-            offset += part.size
-        return np.concatenate(pieces) if pieces else _every(0)
-    index = np.zeros(1, np.int64)
-    for factor in t.factors:
-        index = (index[:, None] * factor.size + kept(factor, keeps)[None, :]).reshape(-1)
-    return index
-
-
-def new_size(t: Type, keeps: Keeps) -> int:
-    """The size of an axis of type `t` once the keep sets are applied."""
-    t = norm(t)
-    if type(t) is Dim:
-        return len(keeps[t]) if t in keeps else t.size
-    if type(t) is Sum:
-        return sum(new_size(p, keeps) for p in t.parts)
-    size = 1
-    for f in t.factors:
-        size *= new_size(f, keeps)
-    return size
-
-
-def positions(t: Type, dim: Dim) -> np.ndarray:
-    """Where each index of `dim` lies on an axis of type `t`: int64 [dim.size, occurrences], each row ascending.
-
-    Row j holds the axis positions that vanish when index j is removed.
-    """
-    owner = _owner(norm(t), dim)
-    order = np.argsort(owner, kind="stable")
-    order = order[np.count_nonzero(owner < 0) :]
-    return order.reshape(dim.size, -1)
-
-
-def _owner(t: Type, dim: Dim) -> np.ndarray:
-    if t is dim:
-        return _every(t.size)
-    if type(t) is Dim:
-        return np.full(t.size, -1, np.int64)
-    if type(t) is Sum:
-        return np.concatenate([_owner(norm(p), dim) for p in t.parts])
-    index = np.full(1, -1, np.int64)
-    for factor in t.factors:
-        index = np.maximum(index[:, None], _owner(norm(factor), dim)[None, :]).reshape(-1)
-    return index
-
-
-def _every(n: int) -> np.ndarray:
-    return np.arange(n, dtype=np.int64)

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from graphprune.align import align
 from graphprune.backends import open_backend
 from graphprune.backends.base import Backend
-from graphprune.certify import TOLERANCE, Check, certify, compare
 from graphprune.context import Context, overwrite
 from graphprune.cost import CostModel, measure_cost
 from graphprune.divergence import divergence, outputs_of
@@ -26,8 +25,19 @@ from graphprune.feeds import Feed
 from graphprune.files import publish
 from graphprune.groups import Analysis
 from graphprune.load import save_bytes
+from graphprune.oracles import TOLERANCE, Check, certify, compare
 from graphprune.plan import Plan
-from graphprune.prepare import Data, Prepared, certificate_feeds, loader, need_groups, prepare, read_data, runner
+from graphprune.prepare import (
+    Data,
+    Prepared,
+    certificate_feeds,
+    loader,
+    need_groups,
+    prepare,
+    read_data,
+    run_all,
+    runner,
+)
 from graphprune.progress import Progress, Silent
 from graphprune.refit import n_stages, refit
 from graphprune.report import Attempt, Report
@@ -371,7 +381,7 @@ class Compiler:
             self.prepared.analysis,
             kept_channels(built.choices),
             certificate_feeds(self.prepared, self.data),
-            runner(self.backend),
+            run_all(self.backend),
         )
         for check in checks:
             if check.verdict == "mismatch":

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dims import Keeps, kept, leaves, new_size
+from graphprune.dims import leaves
+from graphprune.keeps import Keeps, new_size, take
 from graphprune.patches import IndexOperand, Operand
 from graphprune.rules.base import Types
 
@@ -25,11 +26,7 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
     touched = _touched(types, keeps)
     for name in touched & copy.graph.initializers.keys():
         value = copy.graph.initializers[name]
-        array = value.const_value.numpy()
-        for axis, t in enumerate(types.axes[name]):
-            if not keeps.keys().isdisjoint(leaves(t)):
-                array = np.take(array, kept(t, keeps), axis=axis)
-        set_constant(value, np.ascontiguousarray(array))
+        set_constant(value, take(value.const_value.numpy(), types.axes[name], keeps))
     nodes = {node.name: node for node in copy.graph}
     for name, patches in types.patches.items():
         for patch in patches if name in nodes else ():
@@ -69,6 +66,9 @@ def new_constant(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataTy
     return value
 
 
+_ATTRIBUTE = {list: ir.AttrInt64s, int: ir.AttrInt64, float: ir.AttrFloat32}
+
+
 def _renew(node: ir.Node, patch: object, keeps: Keeps) -> None:
     if isinstance(patch, IndexOperand):
         new = patch.value(keeps)
@@ -83,8 +83,7 @@ def _renew(node: ir.Node, patch: object, keeps: Keeps) -> None:
         new = patch.value(keeps)
         old = node.attributes.get(patch.attribute)
         if old is None or (list(old.value) if isinstance(new, list) else old.value) != new:
-            kind = ir.AttrInt64s if isinstance(new, list) else ir.AttrInt64
-            node.attributes[patch.attribute] = kind(patch.attribute, new)
+            node.attributes[patch.attribute] = _ATTRIBUTE[type(new)](patch.attribute, new)
 
 
 def _renew_operand(node: ir.Node, patch: Operand, entries: Mapping[int, int]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dims import Dim, Keeps, Prod, Reason, Sum, Type, freeze, leaves, norm, positions
+from graphprune.dims import Dim, Prod, Reason, Sum, Type, freeze, leaves, norm
+from graphprune.keeps import Keep, Keeps, Ragged, positions
 from graphprune.rules.base import Reader, Types
 
 
@@ -24,7 +25,8 @@ class Group:
 
     dim: the variable; size: how many channels; kind: what a person would call them; inexact: why removal differs from
     zeroing (None: it does not). weights: (initialiser, axis) wherever the group lies on a weight. readers: the linear
-    consumers whose weights can be solved for again. n_parameters: weight elements that depend on the group.
+    consumers whose weights can be solved for again. n_parameters: weight elements that depend on the group. outer:
+    variables for each index of which the group may keep other channels, as long as it keeps equally many (see `keeps`).
     """
 
     name: str
@@ -36,6 +38,7 @@ class Group:
     readers: tuple[Reader, ...]
     nodes: tuple[str, ...]
     n_parameters: int
+    outer: tuple[Dim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,15 @@ class Analysis:
     n_prunable: int
 
     def keeps(self, keep: Mapping[str, np.ndarray]) -> Keeps:
-        """Keep sets by group name as keep sets by variable."""
-        return {self.groups[name].dim: np.asarray(index, np.int64) for name, index in keep.items()}
+        """Keep sets by group name as keep sets by variable.
+
+        keep: indices [kept], or, different for each index of the group's outer variables, [*sizes of outer, kept].
+        """
+        return {self.groups[name].dim: self._keep(self.groups[name], index) for name, index in keep.items()}
+
+    def _keep(self, group: Group, index: np.ndarray) -> Keep:
+        index = np.asarray(index, np.int64)
+        return index if index.ndim == 1 else Ragged(group.outer, index)
 
 
 def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis:
@@ -75,13 +85,13 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
             for d in leaves(t):
                 if d.size > 1 and (not places[d] or places[d][-1] != (name, axis)):
                     places[d].append((name, axis))
-    read = {(model_input(model, c.node, c.operand), c.axis) for c in types.contracted}
+    read = {(model_input(model, c.node, c.operand), c.axis) for c in types.contracted if not c.inside}
     offered = [
         d for d, where in places.items()
         if where and d.frozen is None and d.contracted and (inexact or d.inexact is None)
         and any(place not in read for place in where)
     ]  # fmt: skip
-    nodes = _nodes_of(model, types, set(offered))
+    nodes, outer = _nodes_of(model, types, set(offered)), outer_variables(types, offered)
     readers: dict[Dim, list[Reader]] = defaultdict(list)
     operators: dict[str, set[str]] = defaultdict(set)  # of the linear nodes that use a weight
     for r in types.readers:
@@ -94,13 +104,53 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
         groups[name] = Group(
             name, d, d.size, _kind(d, places[d], types, operators), d.inexact, tuple(places[d]),
             tuple(readers[d]), tuple(nodes[d]),
-            sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}),
+            sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}), outer[d],
         )  # fmt: skip
     total = sum(int(v.const_value.size) for v in weights.values())
     free = set(offered)
     locked = {n: v for n, v in weights.items() if not any(d in free for t in types.axes.get(n, ()) for d in leaves(t))}
     frozen = tuple(_frozen_rows(locked, types, model))
     return Analysis(model, types, groups, frozen, total, total - sum(int(v.const_value.size) for v in locked.values()))
+
+
+def outer_variables(types: Types, dims: Iterable[Dim]) -> dict[Dim, tuple[Dim, ...]]:
+    """For each of `dims`, the variables for each index of which it may keep others.
+
+    Such a variable is there wherever the dim is, in every value: outside it on the same axis, or on another axis. It is
+    free and no statistic, so that every operator either treats its indices one by one or sums them up - and a sum would
+    be a value with the dim and without the variable.
+    """
+    wanted: set[Dim] = set(dims)
+    found: dict[Dim, tuple[Dim, ...]] = {}
+    for axes in types.axes.values():
+        for i, t in enumerate(axes):
+            if not wanted.isdisjoint(leaves(t)):
+                elsewhere = [d for j, other in enumerate(axes) if j != i for d in _throughout(other)]
+                for d, around in _surrounded(norm(t), ()):
+                    if d in wanted:
+                        here = {*around, *elsewhere}
+                        found[d] = tuple(o for o in found.get(d, dict.fromkeys((*around, *elsewhere))) if o in here)
+    return {
+        d: tuple(o for o in found.get(d, ()) if o is not d and o.size > 1 and not (o.frozen or o.inexact))
+        for d in wanted
+    }
+
+
+def _throughout(t: Type) -> Iterator[Dim]:
+    """Variables that every place of an axis has an index of."""
+    t = norm(t)
+    yield from (factor for factor in (t.factors if type(t) is Prod else (t,)) if type(factor) is Dim)
+
+
+def _surrounded(t: Type, around: tuple[Dim, ...]) -> Iterator[tuple[Dim, tuple[Dim, ...]]]:
+    """Each variable of a normal type, wherever it occurs, with those outside it."""
+    if type(t) is Dim:
+        yield t, around
+        return
+    for child in t.parts if type(t) is Sum else t.factors:
+        yield from _surrounded(child, around)
+        if type(t) is Prod and type(child) is Dim:
+            around = (*around, child)
 
 
 def model_input(model: ir.Model, node: str, operand: int) -> str:

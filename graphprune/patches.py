@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphprune.dims import Keeps, Type, kept, new_size
+from graphprune.dims import Type
+from graphprune.keeps import Keeps, kept, new_size
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class SizeAttribute:
 
     def value(self, keeps: Keeps) -> int:
         return new_size(self.axis, keeps)
+
+
+@dataclass(frozen=True)
+class StatedAttribute:
+    """A number that an operator would otherwise work out from a size (the scale of attention): as it was before."""
+
+    attribute: str
+    number: float
+
+    def value(self, keeps: Keeps) -> float:
+        return self.number
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ class BoundsAttribute:
         return [new.get(i, o) for i, o in enumerate(self.old)]
 
 
-Patch = SizeAttribute | SizesAttribute | BoundsAttribute | IndexOperand | Operand
+Patch = SizeAttribute | SizesAttribute | StatedAttribute | BoundsAttribute | IndexOperand | Operand
 
 
 def traced(values: Sequence[int] | np.ndarray) -> tuple[int, ...]:

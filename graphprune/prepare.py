@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from graphprune.backends.base import Backend
 from graphprune.canonicalise import canonicalise, check_finite
-from graphprune.certify import compare
 from graphprune.errors import GraphpruneError, ModelError
 from graphprune.feeds import Feed, InputSpec, common_shapes, load_calibration, parse_shapes, split, synthetic
 from graphprune.groups import Analysis, analyse
 from graphprune.infer import infer
 from graphprune.load import Source, load
+from graphprune.oracles import compare
 from graphprune.trace import bind, trace
 
 CALIBRATION_LIMIT = 512
@@ -66,6 +66,16 @@ def specs_of(model: ir.Model) -> list[InputSpec]:
 def runner(backend: Backend):
     """Run a model once, optimisation off."""
     return lambda model, feed: backend.load(model, optimise=False).run(dict(feed))
+
+
+def run_all(backend: Backend):
+    """Run a model on several feeds, optimisation off."""
+
+    def run(model: ir.Model, feeds: Sequence[Feed]) -> list[Mapping[str, np.ndarray]]:
+        executable = backend.load(model, optimise=False)
+        return [executable.run(dict(feed)) for feed in feeds]
+
+    return run
 
 
 def loader(backend: Backend):

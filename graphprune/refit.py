@@ -17,9 +17,9 @@ import onnx_ir as ir
 from graphprune.calibrate import Load, Values, cross_moments, packed, rows_per_feed
 from graphprune.compensate import refit as solve
 from graphprune.context import Context
-from graphprune.dims import Keeps, kept, new_size
 from graphprune.edit import set_constant
 from graphprune.infer import captured
+from graphprune.keeps import Keeps, kept, new_size
 from graphprune.rules.base import Reader
 from graphprune.rules.shapes import is_dynamic
 from graphprune.trace import Feed, exposed

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from graphprune import report as rows
 from graphprune.canonicalise import parameters
-from graphprune.certify import Check
 from graphprune.divergence import cosine, divergence, outputs_of
+from graphprune.oracles import Check
 from graphprune.target import Target, Timing, speedup
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from graphprune.certificate import Certificate
+
 
 @dataclass(frozen=True)
 class GroupRow:
@@ -101,6 +103,37 @@ def verification_table(rows: Sequence[OutputRow], rtol: float) -> Table:
         _row(table, row.output, number(row.max_abs), number(row.relative_l2), f"{row.cosine:.6f}", verdict,
              style="" if row.relative_l2 <= rtol else "red")
     return table
+
+
+def certificate_tables(certificate: Certificate) -> Group:
+    """One row for each keep set, then the total."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("group", ("kept", True), ("masked", True), ("permuted", True), ("effect", True), ("", False),
+                   ("axis", False))
+    for row in (*certificate.rows, *certificate.together):
+        masked, permuted = row.worst("masked"), row.worst("permutation")
+        effect = min((c.effect for c in row.checks if c.oracle == (masked or permuted).oracle), default=0.0)
+        axis = f"{row.kind}{', another set for each' if row.ragged else ''}"
+        _row(table, row.group or "all at once", f"{row.kept:,} of {row.size:,}",
+             number(masked.difference) if masked else "-", number(permuted.difference) if permuted else "-",
+             number(effect), row.verdict + (f": {row.error}" if row.error else ""),
+             axis + (f" ({row.inexact})" if row.inexact else ""), style="red" if row.verdict == "mismatch" else "")
+    rows = (*certificate.rows, *certificate.together)
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("exact", "vacuous", "mismatch")}
+    shapes = "; ".join(", ".join(f"{name} {'x'.join(map(str, s))}" for name, s in feed.items())
+                       for feed in certificate.shapes)
+    total = (f"{printable(certificate.model)}: {certificate.n_groups:,} groups, {len(rows):,} keep sets certified: "
+             f"{counts['exact']:,} exact, {counts['vacuous']:,} vacuous, {counts['mismatch']:,} mismatched; "
+             f"{certificate.seconds:.1f} s, seed {certificate.seed}")
+    notes = [f"inputs: {printable(shapes)}",
+             "masked: against the model with what was removed zeroed wherever it is summed over (exact groups only)",
+             "permuted: against itself with the group in another order; effect: what the removal itself changes",
+             "differences are relative to the largest output"]
+    parts: list[Any] = [table, Text()] if table.row_count else []
+    style = "bold red" if certificate.failed else "bold"
+    return Group(*parts, Text(total, style=style), *(Text(note, style="dim") for note in notes))
 
 
 def _table(first: str, *columns: tuple[str, bool]) -> Table:

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from graphprune.compensate import least_squares
 from graphprune.context import Context
-from graphprune.dims import kept, positions
 from graphprune.edit import shrink
 from graphprune.groups import Group, columns
+from graphprune.keeps import kept, positions
 from graphprune.scores import Reader, Sweep, output_energy, rank
 from graphprune.sites import Choice, Site
 from graphprune.views import View, bias_of, find_bias, put_bias, put_weight

@@ -12,9 +12,9 @@ import onnxruntime as ort
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from graphprune.canonicalise import canonicalise, unique_names
-from graphprune.certify import Check, certify
 from graphprune.groups import Analysis, analyse
 from graphprune.infer import infer
+from graphprune.oracles import Check, certify
 from graphprune.rules.base import Sample
 from graphprune.trace import Feed, trace
 
@@ -33,6 +33,10 @@ def run(model: ir.Model, feed: Feed) -> dict[str, np.ndarray]:
     except ort.capi.onnxruntime_pybind11_state.NotImplemented:
         return dict(zip(names, onnx.reference.ReferenceEvaluator(proto).run(names, dict(feed)), strict=True))
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def run_all(model: ir.Model, feeds: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
+    return [run(model, feed) for feed in feeds]
 
 
 def model_of(
@@ -100,8 +104,8 @@ def certified(analysis: Analysis, feeds: Sequence[Feed], seed: int = 0) -> list[
     """Checks of every group pruned alone and of all of them at once."""
     rng = np.random.default_rng(seed)
     keeps = {name: some(g.size, rng) for name, g in analysis.groups.items()}
-    checks = [c for name, keep in keeps.items() for c in certify(analysis, {name: keep}, feeds, run)]
-    return checks + (certify(analysis, keeps, feeds, run) if len(keeps) > 1 else [])
+    checks = [c for name, keep in keeps.items() for c in certify(analysis, {name: keep}, feeds, run_all)]
+    return checks + (certify(analysis, keeps, feeds, run_all) if len(keeps) > 1 else [])
 
 
 def failures(checks: Sequence[Check]) -> list[str]:

@@ -8,15 +8,15 @@ import pytest
 
 from graphprune.align import align, find_free_bases
 from graphprune.backends import open_backend
-from graphprune.certify import certify, compare
 from graphprune.context import Context, overwrite
 from graphprune.divergence import divergence, outputs_of
 from graphprune.edit import shrink
 from graphprune.groups import Analysis, Group
+from graphprune.oracles import certify, compare
 from graphprune.passes.width import Width
 from graphprune.prepare import loader
 from tests.attention import HEADS, SIZE, attention, tokens
-from tests.graphs import model_of, run, typed
+from tests.graphs import model_of, run, run_all, typed
 
 LOAD = loader(open_backend("host"))
 FEEDS, HELD_OUT = tokens(8, seed=1), tokens(8, seed=2)
@@ -219,7 +219,7 @@ def test_pruning_after_turning_is_still_certified_and_channels_are_taken_in_orde
     width.propose(context)
     name = pair(analysis).name
     assert width.choose(context, {name: 3})[name]["keep"] == [0, 1, 2]
-    (found,) = certify(turned, {name: np.arange(3)}, FEEDS[:1], run)
+    found, _ = certify(turned, {name: np.arange(3)}, FEEDS[:1], run_all)
     assert found.verdict == "exact"
 
 

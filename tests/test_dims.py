@@ -19,16 +19,14 @@ from graphprune.dims import (
     Type,
     cut,
     freeze,
-    kept,
     leaves,
     mark_contracted,
     mark_inexact,
-    new_size,
     norm,
-    positions,
     unify,
     wholly_frozen,
 )
+from graphprune.keeps import kept, new_size, positions
 
 WHY = Reason("a test")
 laws = settings(derandomize=True, deadline=None, max_examples=300, database=None)

@@ -10,10 +10,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphprune.certify import compare
-from graphprune.dims import leaves, positions
+from graphprune.dims import leaves
 from graphprune.edit import new_constant, set_constant, shrink
 from graphprune.groups import Analysis
+from graphprune.keeps import positions
+from graphprune.oracles import compare
 from tests.graphs import model_of, run, typed
 
 Arrays = Mapping[str, np.ndarray]

@@ -11,7 +11,7 @@ import pytest
 
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.canonicalise import canonicalise
-from graphprune.certify import compare
+from graphprune.oracles import compare
 
 CONV = "Conv<pads=[1,1,1,1]>"
 CASES = {

@@ -13,13 +13,13 @@ import onnx_ir as ir
 import pytest
 
 from graphprune.canonicalise import canonicalise
-from graphprune.certify import certify
 from graphprune.groups import Analysis, analyse
 from graphprune.infer import infer
+from graphprune.oracles import certify
 from graphprune.trace import Feed, bind, trace
 from models import pp_cls, pp_det, pp_rec
 from models.task import package_file
-from tests.graphs import failures, random_weights, run, some
+from tests.graphs import failures, random_weights, run, run_all, some
 
 
 def shapes_of(model: ir.Model) -> dict[str, list[int | str | None]]:
@@ -50,10 +50,10 @@ def counts(analysis: Analysis) -> tuple[int, int]:
 def check_all(analysis: Analysis, feeds: list[Feed], *, alone: bool) -> None:
     rng = np.random.default_rng(0)
     keeps = {name: some(g.size, rng) for name, g in analysis.groups.items()}
-    checks = certify(analysis, keeps, feeds, run)
+    checks = certify(analysis, keeps, feeds, run_all)
     assert {c.verdict for c in checks} == {"exact"}
     if alone:
-        checks += [c for name, keep in keeps.items() for c in certify(analysis, {name: keep}, feeds[:1], run)]
+        checks += [c for name, keep in keeps.items() for c in certify(analysis, {name: keep}, feeds[:1], run_all)]
     assert not failures(checks)
 
 

@@ -7,17 +7,19 @@ not zeroing (the axis is a statistic of a norm), and so certifies that the group
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dims import Keeps, kept, new_size
 from graphprune.edit import new_constant, set_constant, shrink
 from graphprune.groups import Analysis
-from graphprune.trace import Feed, Run
+from graphprune.keeps import Keeps, mask, new_size, take
+from graphprune.trace import Feed
 
+RunAll = Callable[[ir.Model, Sequence[Feed]], Sequence[Mapping[str, np.ndarray]]]
+"""Runs a model on several feeds, optimisation off: all its outputs by name for each."""
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest output, that rounding may explain."""
 LEAST = 1e-3
@@ -53,16 +55,12 @@ def masked(model: ir.Model, analysis: Analysis, keeps: Keeps) -> ir.Model:
         node = nodes[c.node]
         value = node.inputs[c.operand]
         axes = analysis.types.axes[_original(value)]
-        t = axes[c.axis]
-        if new_size(t, keeps) == t.size:
+        if new_size(axes[c.axis], keeps) == axes[c.axis].size:
             continue
-        shape = [1] * len(axes)
-        shape[c.axis] = t.size
-        mask = np.zeros(t.size)
-        mask[kept(t, keeps)] = 1
         dtype = value.dtype or ir.DataType.FLOAT
-        constant = new_constant(copy.graph, f"{node.name}.mask", mask.reshape(shape).astype(dtype.numpy()))
-        mul = ir.node("Mul", [value, constant], name=f"{node.name}.masked{c.operand}")
+        ones = mask(axes, c.axis, keeps).astype(dtype.numpy())
+        constant = new_constant(copy.graph, f"{node.name}.mask", ones)
+        mul = ir.node("Mul", [value, constant], name=f"{node.name}.masked{c.operand}.{c.axis}")
         mul.outputs[0].name = f"{_original(value)}\0{node.name}.{c.operand}.{c.axis}"
         mul.outputs[0].dtype = dtype
         copy.graph.insert_before(node, mul)
@@ -75,40 +73,62 @@ def _original(value: ir.Value) -> str:
     return value.name.split("\0")[0]
 
 
-def certify(analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run: Run) -> list[Check]:
-    """Check keep sets (group name to kept indices), all at once, on every feed.
-
-    Exact groups by the masked oracle, the others by the permutation oracle. Runs with optimisation off.
+def certify(
+    analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run: RunAll, seed: int = 0
+) -> list[Check]:
+    """Check keep sets (see `Analysis.keeps`), all at once, on every feed: by the masked oracle the exact groups, by the
+    permutation oracle all of them. Groups kept whole are not checked. Runs with optimisation off.
     """
-    keep = {n: k for n, k in keep.items() if len(k) < analysis.groups[n].size}
+    keep = {n: k for n, k in keep.items() if np.shape(k)[-1] < analysis.groups[n].size}
     exact = {n: k for n, k in keep.items() if analysis.groups[n].inexact is None}
-    inexact = [n for n in keep if n not in exact]
-    model, checks = analysis.model, []
-    if exact:
-        keeps = analysis.keeps(exact)
-        pruned, reference = shrink(model, analysis.types, keeps), masked(model, analysis, keeps)
-        for feed in feeds:
-            dense, want, have = run(model, feed), run(reference, feed), run(pruned, feed)
-            checks.append(_check("masked", tuple(exact), feed, dense, want, have))
-    if inexact:
-        rng = np.random.default_rng(0)
-        order = {n: rng.permutation(analysis.groups[n].size) for n in inexact}
-        permuted = shrink(model, analysis.types, analysis.keeps(order))
-        scrambled = shrink(model, analysis.types, analysis.keeps({}))
-        _scramble(scrambled, analysis, order)
-        for feed in feeds:
-            dense, have = run(model, feed), run(permuted, feed)
-            checks.append(_check("permutation", tuple(inexact), feed, run(scrambled, feed), dense, have))
-    return checks
+    dense = run(analysis.model, feeds) if keep else []
+    checks = by_masking(analysis, exact, feeds, run, dense) if exact else []
+    return [*checks, *(by_permuting(analysis, keep, feeds, run, dense, seed) if keep else [])]
 
 
-def _scramble(model: ir.Model, analysis: Analysis, order: Mapping[str, np.ndarray]) -> None:
-    """Permute the groups on one weight each only: what an incompletely found group would look like."""
+def by_masking(
+    analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run: RunAll,
+    dense: Sequence[Mapping[str, np.ndarray]],
+) -> list[Check]:  # fmt: skip
+    """The pruned model against the dense one masked, on every feed. dense: its outputs. Holds for exact groups."""
+    keeps = analysis.keeps(keep)
+    want = run(masked(analysis.model, analysis, keeps), feeds)
+    have = run(shrink(analysis.model, analysis.types, keeps), feeds)
+    return [_check("masked", tuple(keep), *each) for each in zip(feeds, dense, want, have, strict=True)]
+
+
+def by_permuting(
+    analysis: Analysis, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run: RunAll,
+    dense: Sequence[Mapping[str, np.ndarray]], seed: int = 0,
+) -> list[Check]:  # fmt: skip
+    """The model with the groups of `keep` in another order against itself, on every feed. The orders are ragged where
+    the keep sets are."""
+    rng = np.random.default_rng(seed)
+    order = {n: _orders(np.shape(k)[:-1], analysis.groups[n].size, rng) for n, k in keep.items()}
+    permuted = run(shrink(analysis.model, analysis.types, analysis.keeps(order)), feeds)
+    scrambled = run(_scrambled(analysis, order), feeds)
+    return [
+        _check("permutation", tuple(order), feed, other, want, have)
+        for feed, other, want, have in zip(feeds, scrambled, dense, permuted, strict=True)
+    ]
+
+
+def _orders(outer: tuple[int, ...], size: int, rng: np.random.Generator) -> np.ndarray:
+    """An order of `size` indices for each outer index, none of them the one there is: int64 [*outer, size]."""
+    order = rng.permuted(np.broadcast_to(np.arange(size), (*outer, size)), axis=-1)
+    same = (order == np.arange(size)).all(axis=-1, keepdims=True)
+    return np.where(same, np.roll(order, 1, axis=-1), order)
+
+
+def _scrambled(analysis: Analysis, order: Mapping[str, np.ndarray]) -> ir.Model:
+    """The groups permuted on one weight each only: what an incompletely found group would look like."""
+    model = shrink(analysis.model, analysis.types, {})
     for name, index in order.items():
-        weight, axis = analysis.groups[name].weights[0]
+        weight, _ = analysis.groups[name].weights[0]
         value = model.graph.initializers[weight]
-        where = kept(analysis.types.axes[weight][axis], {analysis.groups[name].dim: index})
-        set_constant(value, np.take(value.const_value.numpy(), where, axis=axis))
+        array = take(value.const_value.numpy(), analysis.types.axes[weight], analysis.keeps({name: index}))
+        set_constant(value, array)
+    return model
 
 
 def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have) -> Check:
