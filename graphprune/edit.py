@@ -41,7 +41,35 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
                     elif not keeps.keys().isdisjoint(leaves(t)):
                         shape[axis] = None  # a symbol such as "4*batch" that counted what is gone
                 value.shape = ir.Shape(shape)
+    _thin_selections(copy.graph, types)
     return copy
+
+
+def _thin_selections(graph: ir.Graph, types: Types) -> None:
+    """Take out selections from shared tables that select everything, and let equal ones be one."""
+    same: dict[tuple, ir.Value] = {}
+    for node in list(graph) if types.selections else ():
+        if node.name in types.selections:
+            table, index = node.inputs[0], node.inputs[1].const_value.numpy()
+            axis = node.attributes["axis"].value
+            key = (table, axis, index.tobytes())
+            if np.array_equal(index, np.arange(types.axes[table.name][axis].size)):
+                bypass(node, table)
+            elif key in same:
+                bypass(node, same[key])
+            else:
+                same[key] = node.outputs[0]
+
+
+def bypass(node: ir.Node, value: ir.Value) -> None:
+    """Remove a node, `value` taking the place of its output."""
+    operands = [v for v in node.inputs if v is not None and v.is_initializer()]
+    graph = node.graph
+    node.outputs[0].replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+    for operand in operands:
+        if not operand.uses() and not operand.is_graph_output():
+            del graph.initializers[operand.name]
 
 
 def _touched(types: Types, keeps: Keeps) -> set[str]:

@@ -14,9 +14,9 @@ from graphprune.canonicalise import canonicalise, check_finite
 from graphprune.errors import GraphpruneError, ModelError
 from graphprune.feeds import Feed, InputSpec, common_shapes, load_calibration, parse_shapes, split, synthetic
 from graphprune.groups import Analysis, analyse
-from graphprune.infer import infer
 from graphprune.load import Source, load
 from graphprune.oracles import compare
+from graphprune.selections import solve
 from graphprune.trace import bind, trace
 
 CALIBRATION_LIMIT = 512
@@ -121,7 +121,7 @@ def prepare(
                 at=f"relative {compare(want, have):.2g}",
                 fix="this is a defect of graphprune or its libraries: please report it with the model",
             )
-        analysis = analyse(canonical, infer(canonical, found))
+        analysis = analyse(canonical, solve(canonical, found))
         return Prepared(source, specs, analysis, {k: tuple(v.shape) for k, v in feed.items()})
     raise ModelError(
         f"the model does not run: {failure.what if failure else 'no shapes to try'}",

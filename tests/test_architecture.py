@@ -26,7 +26,7 @@ LAYERS = [
     {"rules"},
     {"infer", "edit", "groups"},
     {"oracles", "views", "scores", "cost"},
-    {"calibrate", "fold"},
+    {"calibrate", "fold", "selections"},
     {"context", "align", "canonicalise"},
     {"sites", "refit"},
     {"passes", "backends"},

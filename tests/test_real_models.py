@@ -14,12 +14,13 @@ import pytest
 
 from graphprune.canonicalise import canonicalise
 from graphprune.groups import Analysis, analyse
-from graphprune.infer import infer
 from graphprune.oracles import certify
+from graphprune.selections import solve
 from graphprune.trace import Feed, bind, trace
 from models import pp_cls, pp_det, pp_rec
 from models.task import package_file
-from tests.graphs import failures, random_weights, run, run_all, some
+from models.zoo.weights import random_weights
+from tests.graphs import failures, run, run_all, some
 
 
 def shapes_of(model: ir.Model) -> dict[str, list[int | str | None]]:
@@ -38,7 +39,7 @@ def noise(model: ir.Model, shapes: dict[str, tuple[int, ...]], seed: int = 0) ->
 
 def typed(model: ir.Model, feed: Feed) -> Analysis:
     model = canonicalise(model)
-    return analyse(model, infer(model, trace(model, feed, run)), inexact=True)
+    return analyse(model, solve(model, trace(model, feed, run)), inexact=True)
 
 
 def counts(analysis: Analysis) -> tuple[int, int]:

@@ -33,11 +33,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Contraction:
-    """Node `node` sums over axis `axis` of its operand number `operand`."""
+    """Node `node` sums over axis `axis` of its operand number `operand`. inside: over what it first makes of it (the
+    queries of a fused attention), so that the operand makes the axis too."""
 
     node: str
     operand: int
     axis: int
+    inside: bool = False
 
 
 class Op:
@@ -82,6 +84,8 @@ class Types:
     contracted: list[Contraction] = field(default_factory=list)
     sizes_of: dict[str, list[Entry]] = field(default_factory=dict)
     """For integer values computed from shapes: what each entry was computed from."""
+    selections: frozenset[str] = frozenset()
+    """Names of the Gather nodes that select from a shared table, as their user pleases (see `selections`)."""
 
     def __getitem__(self, value: ir.Value) -> list[Type]:
         """Axis types of `value`, one per axis."""
@@ -130,11 +134,11 @@ class Types:
     def inexact(self, t: Type, why: Reason) -> None:
         dims.mark_inexact(t, why)
 
-    def contract(self, op: Op, operand: int, axis: int) -> None:
-        """Say that `op` sums over this axis of its operand."""
+    def contract(self, op: Op, operand: int, axis: int, *, inside: bool = False) -> None:
+        """Say that `op` sums over this axis of its operand, or over what it first makes of it (inside)."""
         axes = self[op.inputs[operand]]
         axis = axis_of(axis, len(axes))
-        self.contracted.append(Contraction(op.node.name, operand, axis))
+        self.contracted.append(Contraction(op.node.name, operand, axis, inside))
         dims.mark_contracted(axes[axis])
 
     def reader(self, op: Op, kind: str, contracted: int, produced: int) -> None:

@@ -113,6 +113,10 @@ def gather(op: Op, t: Types) -> None:
     axes = t[data]
     axis = axis_of(op.attr("axis", 0), len(axes))
     picked: list[Type] = list(t[indices])
+    if op.name in t.selections:
+        t.freeze(axes[axis], op.why("a table that several nodes select from"))
+        t.set(op.outputs[0], [*axes[:axis], *picked, *axes[axis + 1 :]])
+        return
     if t.is_constant(indices) and len(picked) <= 1:
         old = traced(t.known(indices))
         start = _clamp(old[0], axes[axis].size) if old else 0
