@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune.certificate import Certificate, certify
-    from graphprune.driver import Result, compile, compile_family, replay
+    from graphprune.compiler import Result
+    from graphprune.driver import compile, compile_family, replay
     from graphprune.inspect import bench, explain, verify
 
 _HOME = {
     "Certificate": "certificate", "certify": "certificate",
-    "Result": "driver", "compile": "driver", "compile_family": "driver", "replay": "driver",
+    "Result": "compiler", "compile": "driver", "compile_family": "driver", "replay": "driver",
     "bench": "inspect", "explain": "inspect", "verify": "inspect",
 }  # fmt: skip
 __all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "explain", "replay", "verify"]

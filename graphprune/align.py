@@ -132,6 +132,9 @@ def _free_basis(analysis: Analysis, group: Group) -> FreeBasis | None:
             return FreeBasis(group, makers[0], None, read)
     operands = {operand for _, _, operand in ends}
     if len(makers) == len(ends) == 2 and not group.readers and ends[0][1] == ends[1][1] and operands == {0, 1}:
+        others = [types.axes[v.name] for v in reading[0].inputs[2:] if v is not None]
+        if any(dim in set(leaves(t)) for axes in others for t in axes):
+            return None  # a bias, a norm or a decay inside the node acts on single channels
         return FreeBasis(group, makers[0], makers[1], ())
     return None
 

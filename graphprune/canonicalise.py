@@ -7,6 +7,7 @@ static axes determine is folded, every node and value has a unique name, and sma
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections import Counter
@@ -51,7 +52,7 @@ def _fold(model: ir.Model) -> ir.Model:
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    model = onnx_shape_inference.infer_symbolic_shapes(model)
+    _infer_shapes(model)
     onnxscript.optimizer.fold_constants(
         model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
     )
@@ -69,6 +70,17 @@ def _fold(model: ir.Model) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
     return model
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Shapes and types as far as the library knows them: they help folding, no more."""
+    for node in model.graph:  # what the library takes for bytes where it is none, and the other way round
+        if node.op_type == "QEmbedLayerNormalization":
+            node.outputs[0].dtype = ir.DataType.FLOAT
+        elif node.op_type == "QGemm" and len(node.inputs) > 8 and node.inputs[8] is not None:
+            node.outputs[0].dtype = node.inputs[8].dtype
+    with contextlib.suppress(onnx_shape_inference.ShapeInferenceError):
+        onnx_shape_inference.infer_symbolic_shapes(model)
 
 
 def drop_identities(graph: ir.Graph) -> None:

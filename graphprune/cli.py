@@ -25,6 +25,11 @@ app = typer.Typer(name="graphprune", add_completion=False, no_args_is_help=True,
                   help="Make a trained network as fast as you ask, measured, with the least loss of quality.")
 
 
+class Axes(StrEnum):
+    exact = "exact"
+    all = "all"
+
+
 class Score(StrEnum):
     second_order = "second-order"
     magnitude = "magnitude"
@@ -55,6 +60,8 @@ def compile_(
     out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-compressed]",
                                              show_default=False)] = None,
     score: Annotated[Score, typer.Option(help="How channels are ranked.")] = Score.second_order,
+    axes: Annotated[Axes, typer.Option(help="Where channels may go: only where that is the same as zeroing them, or "
+                                            "also where a norm runs over them (residual widths).")] = Axes.exact,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same plan.")] = 0,
     threads: Threads = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -76,7 +83,7 @@ def compile_(
 
     options: dict[str, Any] = {
         "device": device, "calibration": calibration, "shapes": shapes, "seed": seed, "threads": threads,
-        "score": score.value, "progress": progress.choose(quiet)}
+        "score": score.value, "axes": axes.value, "progress": progress.choose(quiet)}
     if family is None:
         results = [graphprune.compile(path, target_speedup=targets[0].speedup, target_latency_ms=targets[0].latency_ms,
                                       **options)]

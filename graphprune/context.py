@@ -35,6 +35,8 @@ class Context:
     step: Callable[[], None] = field(default=lambda: None)
     contributions: Mapping[str, np.ndarray] = field(default_factory=dict)
     """For groups contracted between activations: what each channel adds to the product (see `align`)."""
+    turned: frozenset[str] = frozenset()
+    """Groups whose channels are in order of what they contribute, block by block (see `align`)."""
 
     @property
     def model(self) -> ir.Model:

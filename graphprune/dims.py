@@ -13,16 +13,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+KINDS = ("boundary", "denied", "operator", "conflict")
+"""Sorts of reasons, from what nobody can change to what follows from something else: the axis is one of the graph's
+own; nothing is known of an operator; an operator says so; two axes that must be equal do not line up."""
+
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an axis cannot shrink (or cannot shrink exactly). `node` names the node that said so, "" for the graph."""
+    """Why an axis cannot shrink (or cannot shrink exactly).
+
+    node: the node that said so; of a boundary, the name of the graph's input or output. detail: of a conflict, both
+    sides.
+    """
 
     text: str
     node: str = ""
+    kind: str = "operator"
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text} at {self.node}" if self.node else self.text
+        where = f"{self.text} {'' if self.kind == 'boundary' else 'at '}{self.node}" if self.node else self.text
+        return f"{where} ({self.detail})" if self.detail else where
+
+
+def root_cause(a: Reason | None, b: Reason | None) -> Reason | None:
+    """Which of two reasons for the same axis to give: the one that would stay if the other went; else the first."""
+    if a is None or b is None:
+        return a or b
+    return b if KINDS.index(b.kind) < KINDS.index(a.kind) else a
 
 
 class Dim:
@@ -137,9 +155,9 @@ def leaves(t: Type) -> Iterator[Dim]:
 
 
 def freeze(t: Type, why: Reason, *, dynamic: bool = False) -> None:
-    """Forbid every variable of `t` to shrink. The first reason given stays."""
+    """Forbid every variable of `t` to shrink. Of several reasons the root cause stays."""
     for d in leaves(t):
-        d.frozen = d.frozen or why
+        d.frozen = root_cause(d.frozen, why)
         d.dynamic = d.dynamic or dynamic
 
 
@@ -156,6 +174,16 @@ def mark_contracted(t: Type) -> None:
 
 def wholly_frozen(t: Type) -> bool:
     return all(d.frozen for d in leaves(t))
+
+
+def sizes_text(t: Type, marked: Dim | None = None) -> str:
+    """How an axis is made up, in sizes: "12 x 32", "64 + 64"; one variable in brackets: "[12] x 32"."""
+    t = norm(t)
+    if type(t) is Dim:
+        return f"[{t.size}]" if t is marked else str(t.size)
+    parts = [(norm(c), sizes_text(c, marked)) for c in (t.parts if type(t) is Sum else t.factors)]
+    texts = [f"({text})" if type(c) is Sum else text for c, text in parts]
+    return (" + " if type(t) is Sum else " x ").join(texts) or str(t.size)
 
 
 def cut(t: Type, offset: int) -> tuple[Type, Type]:
@@ -212,7 +240,7 @@ def unify(a: Type, b: Type, why: Reason) -> None:
 def _bind(a: Dim, b: Type) -> None:
     # No occurs check: sizes are equal, and any proper tree around a Dim is larger than it.
     for d in leaves(b):
-        d.frozen = d.frozen or a.frozen
+        d.frozen = root_cause(d.frozen, a.frozen)
         d.inexact = d.inexact or a.inexact
         d.contracted = d.contracted or a.contracted
         d.dynamic = d.dynamic or a.dynamic
@@ -257,8 +285,15 @@ def _unify_factors(a: Prod, b: Prod, why: Reason) -> None:
         unify(x, y, why)
         unify(Prod(a.factors[:-1]), Prod(b.factors[:-1]), why)
         return
-    freeze(a, why)
-    freeze(b, why)
+    _conflict(a, b, why)
+
+
+def _conflict(a: Type, b: Type, why: Reason) -> None:
+    """Freeze two types that should be equal and cannot be made so. Where one was frozen before, that is the cause."""
+    clash = Reason(why.text, why.node, "conflict", f"{sizes_text(a)} against {sizes_text(b)}")
+    before = [next(leaves(t)).frozen if wholly_frozen(t) else clash for t in (a, b)]
+    freeze(a, before[1])
+    freeze(b, before[0])
 
 
 def _split(d: Dim, outer: int) -> None:

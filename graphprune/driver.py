@@ -1,430 +1,28 @@
-"""The way of the data, top to bottom: load, calibrate, price, solve, apply, measure, correct, certify, report."""
+"""The public functions: from a model and what is asked of it to a compiled one. The loop itself is in `compiler`."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
-from graphprune.align import align
 from graphprune.backends import open_backend
-from graphprune.backends.base import Backend
+from graphprune.compiler import Compiler, Result, apply, lowered
 from graphprune.context import Context, overwrite
-from graphprune.cost import CostModel, measure_cost
-from graphprune.divergence import divergence, outputs_of
-from graphprune.errors import InfeasibleTarget, ModelError, UsageError
-from graphprune.feeds import Feed
-from graphprune.files import publish
-from graphprune.groups import Analysis
+from graphprune.errors import UsageError
+from graphprune.groups import Analysis, Group
 from graphprune.load import save_bytes
-from graphprune.oracles import TOLERANCE, Check, certify, compare
 from graphprune.plan import Plan
-from graphprune.prepare import (
-    Data,
-    Prepared,
-    certificate_feeds,
-    loader,
-    need_groups,
-    prepare,
-    read_data,
-    run_all,
-    runner,
-)
+from graphprune.prepare import loader, need_groups, prepare, read_data, with_inexact
 from graphprune.progress import Progress, Silent
-from graphprune.refit import n_stages, refit
-from graphprune.report import Attempt, Report
 from graphprune.scores import Score
-from graphprune.search import improve, measure_curves, probe_levels
-from graphprune.sites import Choice, Pass, Site
-from graphprune.solver import fastest_levels, solve
-from graphprune.summary import make_report
-from graphprune.target import Ratio, Target, Timing, speedup
+from graphprune.sites import Choice, Pass
+from graphprune.target import Target
 
-LOW, HIGH = 1.0, 1.08
-"""The window of accepted results: measured speed-up over the target."""
-_AIM = 1.02
-_WORTH = 1.01
-"""A rewrite of the backend is taken where it is at least this much faster."""
-_ATTEMPTS = 7
-_CANDIDATES = 8
-_PRICING_SECONDS = 30.0
-_EVALUATION_FEEDS = 20
-
-
-@dataclass(frozen=True)
-class Result:
-    """A compressed model with its plan and report. `model` is an onnx.ModelProto."""
-
-    data: bytes = field(repr=False)
-    plan: Plan
-    report: Report
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        return onnx.ModelProto.FromString(self.data)
-
-    def save(self, folder: str | Path) -> None:
-        """Write model.onnx, plan.json, plan.npz, report.json and report.html, all or none."""
-        from graphprune.report_html import render_html
-
-        publish(
-            folder,
-            {
-                "model.onnx": self.data,
-                **self.plan.files(),
-                "report.json": self.report.to_json().encode(),
-                "report.html": render_html(self.report).encode(),
-            },
-        )
-
-
-@dataclass(frozen=True)
-class Built:
-    """One measured candidate."""
-
-    levels: Mapping[str, int]
-    choices: Mapping[str, Mapping[str, Choice]]
-    data: bytes = field(repr=False)
-    predicted_ms: float
-    timings: tuple[Timing, Timing]
-
-    @property
-    def ratio(self) -> Ratio:
-        return speedup(*self.timings)
-
-
-class Compiler:
-    """One model, calibrated and priced once; `reach` compiles it for a target. What a family shares is kept here."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        data: Data,
-        backend: Backend,
-        passes: Sequence[Pass],
-        *,
-        score: str,
-        compensate: bool,
-        lower: bool,
-        seed: int,
-        device: str,
-        progress: Progress,
-    ) -> None:
-        self.prepared, self.data, self.backend, self.passes = prepared, data, backend, tuple(passes)
-        self.seed, self.device, self.progress = seed, device, progress
-        self.dense_bytes = save_bytes(prepared.source.model)
-        self.seconds: dict[str, float] = {}
-        self._losses: dict[tuple[int, ...], float] = {}
-        self.context = self._make_context(score, compensate)
-        with self._stage("lower"):
-            self.lowerings = self._choose_lowerings() if lower else {}
-        with self._stage("calibrate", len(data.calibration)) as step:
-            self.context.step = step
-            _ = self.context.moments
-        with self._stage("score", len(prepared.analysis.groups)) as step:
-            self.context.step = step
-            self.proposed = {p.name: list(p.propose(self.context)) for p in self.passes}
-        self.sites: list[Site] = [s for sites in self.proposed.values() for s in sites]
-        if not self.sites:
-            raise ModelError(
-                "no pass can act on this model",
-                at=f"passes: {', '.join(p.name for p in self.passes)}",
-                fix="see `graphprune explain`; groups need a linear reader to be solved again",
-            )
-        self.levels = {s.name: s.levels for s in self.sites}
-        self.full = {s.name: s.full for s in self.sites}
-        self.cost = self._price()
-        self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
-        self._dense_outputs = outputs_of(self.context.load(prepared.model), self._judged)
-        with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
-            self.curves = measure_curves(self.sites, self.loss, step)
-
-    def _make_context(self, score: str, compensate: bool) -> Context:
-        """The context of the passes, its free bases turned where readers will be solved again."""
-        load, feeds = loader(self.backend), self.data.calibration
-        context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed)
-        if not compensate:
-            return context
-        with self._stage("align", len(feeds)) as step:
-            turned, contributions = align(self.prepared.analysis, feeds, load, step)
-        run = runner(self.backend)
-        if compare(run(self.prepared.model, feeds[0]), run(turned.model, feeds[0])) > TOLERANCE:
-            return context  # badly conditioned activations: the model keeps the bases it came with
-        return replace(context, analysis=turned, contributions=contributions)
-
-    def _price(self) -> CostModel:
-        """Prices of the canonical and lowered model, on the scale of the model as it came: that is the promise."""
-        with self._stage("price", 100) as step:
-            done = 0
-
-            def report(fraction: float, text: str) -> None:
-                nonlocal done
-                step(max(0, round(100 * fraction) - done))
-                done = max(done, round(100 * fraction))
-
-            cost = measure_cost(
-                self.full,
-                self.levels,
-                self._build_for_price,
-                self.data.timing,
-                self.backend,
-                seed=self.seed,
-                seconds=_PRICING_SECONDS,
-                progress=report,
-            )
-        with self._stage("compare"):
-            models = [self.dense_bytes, self._build_for_price(self.full)]
-            timings = self.backend.measure(models, self.data.timing, max_seconds=6.0)
-        return replace(cost, dense_ms=cost.dense_ms * speedup(*timings).value)
-
-    def _stage(self, name: str, total: int | None = None):
-        return _timed(self.progress, name, total, self.seconds)
-
-    def _choose_lowerings(self) -> dict[str, float]:
-        """The backend's rewrites that make the dense model faster here, with the factor each gives."""
-        taken: dict[str, float] = {}
-        model = self.prepared.model
-        for name, rewrite in self.backend.lowerings.items():
-            changed = rewrite(model)
-            before, after = save_bytes(model), save_bytes(changed)
-            if before == after:
-                continue
-            timings = self.backend.measure([before, after], self.data.timing, spread=0.005, max_seconds=6.0)
-            ratio = speedup(*timings)
-            if ratio.value * (1 - ratio.spread) > _WORTH:
-                taken[name], model = ratio.value, changed
-        return taken
-
-    def choose(self, levels: Mapping[str, int]) -> dict[str, dict[str, Choice]]:
-        """The choices of every pass at these levels."""
-        return {
-            p.name: dict(p.choose(self.context, {s.name: levels[s.name] for s in self.proposed[p.name]}))
-            for p in self.passes
-        }
-
-    def apply(self, choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
-        return apply(self.context, self.passes, choices)
-
-    def tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for p in self.passes:
-            found |= p.solve_again(self.context, model, choices.get(p.name, {}))
-        return found
-
-    def _build_for_price(self, levels: Mapping[str, int]) -> bytes:
-        return save_bytes(lowered(self.backend, self.apply(self.choose(levels)), self.lowerings))
-
-    def loss(self, levels: Mapping[str, int]) -> float:
-        """Output divergence at these levels on calibration feeds, readers solved again."""
-        key = tuple(levels[s.name] for s in self.sites)
-        if key not in self._losses:
-            choices = self.choose(levels)
-            model = self.apply(choices)
-            overwrite(model, self.tensors(model, choices))
-            self._losses[key] = self._divergence(model)
-        return self._losses[key]
-
-    def _divergence(self, model: ir.Model) -> float:
-        return divergence(self._dense_outputs, outputs_of(self.context.load(model), self._judged))
-
-    def build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
-        """Build the model at these levels and time it against the dense one, in turns."""
-        choices = self.choose(levels)
-        data = self._build_for_price(levels)
-        timings = self.backend.measure(
-            [self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
-        )
-        return Built(dict(levels), choices, data, cost.predict(levels).ms, (timings[0], timings[1]))
-
-    def reach(self, target: Target) -> Result:
-        """Compile for one target. Raises InfeasibleTarget with the largest factor reached.
-
-        The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
-        left. A result inside the window ends it; failing that, the least overshoot of what was built.
-        """
-        cost = self.cost
-        attempts: list[Attempt] = []
-        finished: list[Result] = []
-        beyond: list[Built] = []
-        for i in range(_ATTEMPTS):
-            wanted = self._wanted(target, cost.dense_ms)
-            n_candidates = {0: 0, 1: _CANDIDATES}.get(i, 2)
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), n_candidates)
-            with self._stage(f"measure {i + 1}"):
-                built = self.build(levels, cost)
-            ratio = built.ratio.value
-            wanted = self._wanted(target, built.timings[0].median_ms)
-            attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
-            self.progress.note(f"attempt {i + 1}: predicted {attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
-            cost = cost.correct(cost.dense_ms / ratio / built.predicted_ms)
-            whole = all(levels[name] == full for name, full in self.full.items())
-            if ratio < wanted and not reachable:
-                break
-            if whole or (i and LOW <= ratio / wanted <= HIGH):
-                result = self._finish(target, built, attempts)
-                if self._holds(target, result, math.inf if whole else HIGH):
-                    return result
-                finished.append(result)
-            elif ratio > wanted:
-                beyond.append(built)
-        if not any(self._holds(target, r) for r in finished) and beyond:
-            finished.append(self._finish(target, min(beyond, key=lambda b: b.ratio.value), attempts))
-        reached = [r for r in finished if self._holds(target, r)]
-        if reached:
-            return min(reached, key=lambda r: r.report.reached.speedup)
-        best = max([a.measured for a in attempts] + [r.report.reached.speedup for r in finished])
-        raise InfeasibleTarget(
-            f"{target} is out of reach on {self.device}: the most measured is {best:.2f}x",
-            best=best,
-            at=self._obstacle(),
-            fix="lower the target, or allow more passes",
-        )
-
-    def _holds(self, target: Target, result: Result, most: float = math.inf) -> bool:
-        """Whether the finished model is at least as fast as asked, and at most `most` times that."""
-        reached = result.report.reached
-        return LOW <= reached.speedup / self._wanted(target, reached.dense_ms) <= most
-
-    def _wanted(self, target: Target, dense_ms: float) -> float:
-        """The target as a speed-up over the dense model."""
-        wanted = dense_ms / target.budget_ms(dense_ms)
-        if wanted <= 1:
-            raise UsageError(
-                f"the model already takes {dense_ms:.3g} ms, less than the {target} asked for",
-                at="--target-latency",
-                fix="ask for less time than that",
-            )
-        return wanted
-
-    def _search(self, cost: CostModel, budget_ms: float, n_candidates: int) -> tuple[dict[str, int], bool]:
-        """Levels for a budget, and whether it is thought reachable; the fastest levels where it is not."""
-        if cost.predict(self.full).ms <= budget_ms:  # exact rewrites alone are enough
-            return dict(self.full), True
-        try:
-            if not n_candidates:
-                return solve(self.levels, self.curves, cost, budget_ms), True
-            with self._stage("search", n_candidates + 1) as step:
-                levels, _ = improve(
-                    self.levels,
-                    self.curves,
-                    cost,
-                    budget_ms,
-                    self.loss,
-                    n_candidates=n_candidates,
-                    seed=self.seed,
-                    step=step,
-                )
-                return levels, True
-        except InfeasibleTarget:
-            return fastest_levels(self.levels, cost), False
-
-    def _obstacle(self) -> str:
-        """Which part of the time no site can change."""
-        fixed = [t for t in self.cost.kernels if not t.groups]
-        share = (self.cost.overhead_ms + sum(t.ms({}) for t in fixed)) / self.cost.dense_ms
-        return f"{share:.0%} of the time is in {len({t.name for t in fixed})} kernels no site changes (see explain)"
-
-    def _finish(self, target: Target, built: Built, attempts: Sequence[Attempt]) -> Result:
-        """Solve the weights, certify, measure what will be written, and report."""
-        pruned = any(built.choices.values())
-        model = self.apply(built.choices) if pruned else self.prepared.model.clone()
-        overwrite(model, self.tensors(model, built.choices))
-        if self.context.compensate and pruned:
-            keeps = self.prepared.analysis.keeps(kept_channels(built.choices))
-            with self._stage("refit", n_stages(self.context, model, keeps)) as step:
-                refit(self.context, model, keeps, self._fitted, step, self._divergence)
-        data = save_bytes(lowered(self.backend, model, self.lowerings))
-        tensors = self._new_tensors(model, built.choices)
-        with self._stage("certify"):
-            checks = self._certificate(built)
-        with self._stage("final measurement"):
-            timings = self.backend.measure(
-                [self.dense_bytes, data], self.data.timing, min_rounds=30, spread=0.005, max_seconds=20.0
-            )
-        plan = Plan(
-            self.prepared.source.sha256,
-            self.prepared.traced_at,
-            built.choices,
-            tensors,
-            self.context.compensate,
-            tuple(self.lowerings),
-            str(target),
-            self.device,
-            self.seed,
-            built.predicted_ms,
-            timings[1].median_ms,
-            timings[0].median_ms,
-        )
-        report = make_report(self, target, built, data, model, checks, attempts, timings)
-        return Result(data, plan, report)
-
-    def _new_tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
-        """The initialisers of the finished model that applying the choices to the model as it came does not give."""
-        original = replace(self.context, analysis=self.prepared.analysis)
-        plain = apply(original, self.passes, choices).graph.initializers
-        return {
-            name: value.const_value.numpy()
-            for name, value in model.graph.initializers.items()
-            if not np.array_equal(value.const_value.numpy(), plain[name].const_value.numpy(), equal_nan=True)
-        }
-
-    def _certificate(self, built: Built) -> list[Check]:
-        checks = certify(
-            self.prepared.analysis,
-            kept_channels(built.choices),
-            certificate_feeds(self.prepared, self.data),
-            run_all(self.backend),
-        )
-        for check in checks:
-            if check.verdict == "mismatch":
-                raise ModelError(
-                    f"the certificate failed: pruning changed the model by {check.difference:.2g} where it should not",
-                    at=f"groups {', '.join(check.groups[:5])}",
-                    fix="this is a defect of graphprune: please report it",
-                )
-        return checks
-
-
-def _apart(feeds: Sequence[Feed], n: int) -> tuple[list[Feed], list[Feed]]:
-    """About n feeds to judge by, evenly spaced, and the others to fit to; the same ones where there are too few."""
-    stride = max(2, len(feeds) // n)
-    return list(feeds[::stride])[:n], [f for i, f in enumerate(feeds) if i % stride or i // stride >= n] or list(feeds)
-
-
-def kept_channels(choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
-    """The keep sets among the choices, by group."""
-    return {n: np.asarray(c["keep"]) for sites in choices.values() for n, c in sites.items() if "keep" in c}
-
-
-def apply(context: Context, passes: Sequence[Pass], choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
-    """The canonical model with every pass's choices carried out, in order."""
-    model = context.model
-    for p in passes:
-        model = p.apply(context, model, choices.get(p.name, {}))
-    return model
-
-
-def lowered(backend: Backend, model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """The model with the named rewrites of the backend, in order."""
-    for name in names:
-        model = backend.lowerings[name](model)
-    return model
-
-
-@contextmanager
-def _timed(progress: Progress, name: str, total: int | None, seconds: dict[str, float]):
-    started = time.perf_counter()
-    with progress.stage(name, total) as step:
-        yield step
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+AXES = ("exact", "all")
+"""Levels of aggressiveness: which axes may shrink (see `compile`)."""
 
 
 def compiler(
@@ -438,6 +36,7 @@ def compiler(
     score: str = "second-order",
     compensate: bool = True,
     lower: bool = True,
+    axes: str = "exact",
     passes: Sequence[Pass] | None = None,
     progress: Progress | None = None,
 ) -> Compiler:
@@ -445,9 +44,13 @@ def compiler(
     progress = progress or Silent()
     if score not in get_args(Score):
         raise UsageError(f"unknown score {score!r}", at="--score", fix=f"one of {', '.join(get_args(Score))}")
+    if axes not in AXES:
+        raise UsageError(f"unknown axes {axes!r}", at="--axes", fix=f"one of {', '.join(AXES)}")
     backend = open_backend(device, threads)
     with progress.stage("load"):
         prepared = prepare(model, backend, shapes)
+        if axes == "all":
+            prepared = with_inexact(prepared)
         need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
     return Compiler(
@@ -458,6 +61,7 @@ def compiler(
         score=score,
         compensate=compensate,
         lower=lower,
+        axes=axes,
         seed=seed,
         device=device,
         progress=progress,
@@ -480,7 +84,9 @@ def compile(
     in the same runtime; or target_latency_ms. device: "host". calibration: a folder of .npz files, one stacked .npz,
     "module:function", or an iterable of feeds (input name -> array); None makes up inputs and says so. shapes: input
     name -> shape at which speed counts, for dynamic axes. score: "second-order", "magnitude" or "activation".
-    compensate: solve the remaining weights again. lower: use the backend's rewrites where they are faster. passes:
+    compensate: solve the remaining weights again. axes: "exact", where removing a channel is the same as zeroing it, or
+    "all", also those that a norm or softmax runs over (stems, residual widths); the report then says what these cost
+    apart. lower: use the backend's rewrites where they are faster. passes:
     values of `sites.Pass`, the width pass if None. progress: see `progress`. Raises errors of `graphprune.errors`;
     InfeasibleTarget carries the largest factor measured.
     """
@@ -499,6 +105,8 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None
     plan = plan if isinstance(plan, Plan) else Plan.read(plan)
     backend = open_backend("host")
     prepared = prepare(model, backend, traced_at=plan.traced_at)
+    if plan.axes == "all":
+        prepared = with_inexact(prepared)
     if prepared.source.sha256 != plan.model_sha256:
         raise UsageError(
             "this plan was made for another model",
@@ -523,10 +131,22 @@ def _check_kept(analysis: Analysis, choices: Mapping[str, Mapping[str, Choice]])
     """Raises UsageError where a plan keeps channels that are not there, or none, or one twice."""
     for name, choice in (item for sites in choices.values() for item in sites.items()):
         if "keep" in choice:
-            kept, group = choice["keep"], analysis.groups.get(name)
-            whole = isinstance(kept, list) and kept and all(type(i) is int for i in kept)
-            if group is None or not whole or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < group.size:
+            group = analysis.groups.get(name)
+            if group is None or not _is_keep_set(choice["keep"], group):
                 raise UsageError(
                     f"the plan does not fit the model: {name!r} cannot keep what it says",
                     fix="compile again with this version",
                 )
+
+
+def _is_keep_set(kept: Any, group: Group) -> bool:
+    """Whether plain data are indices of the group's channels, ascending, or such for each outer index, equally many."""
+    try:
+        index = np.asarray(kept)
+    except ValueError:  # lists of unequal length
+        return False
+    outer = tuple(d.size for d in group.outer)
+    return (
+        isinstance(kept, list) and index.dtype.kind == "i" and index.size > 0 and index.shape[:-1] in ((), outer)
+        and bool((np.diff(index, axis=-1) > 0).all()) and 0 <= index.min() <= index.max() < group.size
+    )  # fmt: skip

@@ -6,16 +6,16 @@ somebody makes it (it lies on a weight axis that is not itself contracted).
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.causes import Frozen, body_constants, frozen_rows, is_locked, weights_of
 from graphprune.dims import Dim, Prod, Reason, Sum, Type, freeze, leaves, norm
-from graphprune.keeps import Keep, Keeps, Ragged, positions
+from graphprune.keeps import Keep, Keeps, Ragged, coordinates, positions
 from graphprune.rules.base import Reader, Types
 
 
@@ -42,19 +42,9 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """Weight elements no group reaches, by the first reason given for their axes."""
-
-    reason: str
-    n_parameters: int
-    count: int
-    example: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Analysis:
-    """A typed model: its groups by name, what is frozen, and how many weight elements lie in some group."""
+    """A typed model: its groups by name, what is frozen, how many weight elements it has (those in the bodies of
+    control flow included) and how many lie in some group."""
 
     model: ir.Model
     types: Types
@@ -77,7 +67,7 @@ class Analysis:
 
 def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis:
     """Find the groups of a typed model. inexact: offer groups whose axis is a statistic (of a norm, a softmax) too."""
-    weights = {v.name: v for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point()}
+    weights = {v.name: v for v in weights_of(model.graph)}
     _freeze_repeated(types)
     places: dict[Dim, list[tuple[str, int]]] = defaultdict(list)
     for name in weights:
@@ -86,11 +76,8 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
                 if d.size > 1 and (not places[d] or places[d][-1] != (name, axis)):
                     places[d].append((name, axis))
     read = {(model_input(model, c.node, c.operand), c.axis) for c in types.contracted if not c.inside}
-    offered = [
-        d for d, where in places.items()
-        if where and d.frozen is None and d.contracted and (inexact or d.inexact is None)
-        and any(place not in read for place in where)
-    ]  # fmt: skip
+    made = [d for d, where in places.items() if any(place not in read for place in where)]
+    offered = [d for d in made if d.frozen is None and d.contracted]  # named together, whichever will be left
     nodes, outer = _nodes_of(model, types, set(offered)), outer_variables(types, offered)
     readers: dict[Dim, list[Reader]] = defaultdict(list)
     operators: dict[str, set[str]] = defaultdict(set)  # of the linear nodes that use a weight
@@ -106,29 +93,34 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
             tuple(readers[d]), tuple(nodes[d]),
             sum(int(weights[w].const_value.size) for w in {w for w, _ in places[d]}), outer[d],
         )  # fmt: skip
+    if not inexact:
+        groups = {name: group for name, group in groups.items() if group.inexact is None}
+    free = {group.dim for group in groups.values()}
+    locked = [d for d in made if d not in free and is_locked(d)]
+    makers_first = {d: sorted(places[d], key=lambda p: (p in read, -weights[p[0]].const_value.size)) for d in locked}
+    frozen = tuple(frozen_rows(model, types, makers_first, free))
     total = sum(int(v.const_value.size) for v in weights.values())
-    free = set(offered)
-    locked = {n: v for n, v in weights.items() if not any(d in free for t in types.axes.get(n, ()) for d in leaves(t))}
-    frozen = tuple(_frozen_rows(locked, types, model))
-    return Analysis(model, types, groups, frozen, total, total - sum(int(v.const_value.size) for v in locked.values()))
+    total += sum(int(v.size) for node in model.graph for v in body_constants(node))
+    return Analysis(model, types, groups, frozen, total, total - sum(row.n_parameters for row in frozen))
 
 
 def outer_variables(types: Types, dims: Iterable[Dim]) -> dict[Dim, tuple[Dim, ...]]:
     """For each of `dims`, the variables for each index of which it may keep others.
 
-    Such a variable is there wherever the dim is, in every value: outside it on the same axis, or on another axis. It is
-    free and no statistic, so that every operator either treats its indices one by one or sums them up - and a sum would
-    be a value with the dim and without the variable.
+    Such a variable is there wherever the dim is, in every value: outside it on the same axis, or on another axis, and
+    only once (it would have two indices there). It is free and no statistic, so that every operator either treats its
+    indices one by one or sums them up - and a sum would be a value with the dim and without the variable.
     """
     wanted: set[Dim] = set(dims)
     found: dict[Dim, tuple[Dim, ...]] = {}
     for axes in types.axes.values():
+        on_axes = Counter(d for t in axes for d in dict.fromkeys(leaves(t)))
         for i, t in enumerate(axes):
             if not wanted.isdisjoint(leaves(t)):
                 elsewhere = [d for j, other in enumerate(axes) if j != i for d in _throughout(other)]
                 for d, around in _surrounded(norm(t), ()):
                     if d in wanted:
-                        here = {*around, *elsewhere}
+                        here = {o for o in (*around, *elsewhere) if on_axes[o] == 1}
                         found[d] = tuple(o for o in found.get(d, dict.fromkeys((*around, *elsewhere))) if o in here)
     return {
         d: tuple(o for o in found.get(d, ()) if o is not d and o.size > 1 and not (o.frozen or o.inexact))
@@ -174,7 +166,7 @@ def _freeze_repeated(types: Types) -> None:
                 for i, a in enumerate(factors):
                     for b in factors[i + 1 :]:
                         for d in a & b:
-                            freeze(d, Reason(f"merged with itself on {name}"))
+                            freeze(d, Reason("merged with itself", name, "conflict"))
 
 
 def _products(t: Type) -> Iterator[Prod]:
@@ -224,22 +216,6 @@ def _kind(d: Dim, where: list[tuple[str, int]], types: Types, operators: Mapping
     return next((word for op, word in _WORDS.items() if op in used), "features")
 
 
-def _frozen_rows(locked: Mapping[str, ir.Value], types: Types, model: ir.Model) -> Iterator[Frozen]:
-    rows: dict[str, list[ir.Value]] = defaultdict(list)
-    for name, value in locked.items():
-        reasons = [d.frozen or d.inexact for t in types.axes.get(name, ()) for d in leaves(t) if d.size > 1]
-        first = next((r for r in reasons if r is not None and r.text != "kernel taps"), None)
-        if first is None:
-            first = Reason("nobody reads it as channels" if any(reasons) or reasons else "a single number")
-        rows[re.sub(r"\s+", " ", str(first))].append(value)
-    table = [
-        Frozen(reason, sum(int(v.const_value.size) for v in values), len(values), values[0].name,
-               tuple(dict.fromkeys(u.node.name for v in values for u in v.uses())))
-        for reason, values in rows.items()
-    ]  # fmt: skip
-    yield from sorted(table, key=lambda row: -row.n_parameters)
-
-
 def columns(analysis: Analysis, reader: Reader, group: Group, taps: int) -> np.ndarray:
     """Columns of the reader's matrix view [out, contracted x taps] per channel: int64 [group.size, occurrences x taps].
 
@@ -247,3 +223,28 @@ def columns(analysis: Analysis, reader: Reader, group: Group, taps: int) -> np.n
     """
     where = positions(analysis.types.axes[reader.w][reader.contracted], group.dim)
     return (where[:, :, None] * taps + np.arange(taps)).reshape(group.size, -1)
+
+
+def unit_columns(analysis: Analysis, reader: Reader, group: Group, taps: int, bank: int, banks: int) -> np.ndarray:
+    """`columns` for every channel of every outer index of the group: int64 [prod(outer) * size, occurrences x taps].
+
+    bank: which filter bank of `banks` the matrix is. Rows of -1: this bank does not see the channel.
+    """
+    axes = analysis.types.axes[reader.w]
+    contracted, produced = axes[reader.contracted], axes[reader.produced]
+    first = bank * (produced.size // banks)
+    unit = np.zeros(contracted.size, np.int64)
+    for d in group.outer:
+        here = coordinates(contracted, d)
+        if here.max(initial=-1) < 0:  # on the other axis: the same for the whole bank
+            here = np.full(contracted.size, coordinates(produced, d)[first])
+        unit = unit * d.size + here
+    own = coordinates(contracted, group.dim)
+    unit = np.where(own < 0, -1, unit * group.size + own)
+    n = group.size * int(np.prod([d.size for d in group.outer]))
+    order = np.argsort(unit, kind="stable")[np.count_nonzero(unit < 0) :]
+    seen = np.unique(unit[order])
+    where = order.reshape(len(seen), -1)
+    columns = np.full((n, where.shape[1] * taps), -1, np.int64)
+    columns[seen] = (where[:, :, None] * taps + np.arange(taps)).reshape(len(seen), -1)
+    return columns

@@ -14,7 +14,7 @@ from graphprune.backends.base import Backend
 from graphprune.errors import UsageError
 from graphprune.feeds import Feed, InputSpec, load_calibration, parse_shapes, synthetic
 from graphprune.load import load, save_bytes
-from graphprune.prepare import lookup_sizes, prepare, specs_of, with_inexact
+from graphprune.prepare import Prepared, lookup_sizes, prepare, specs_of, with_inexact
 from graphprune.report import FrozenRow
 from graphprune.tables import Explanation, GroupRow, OutputRow
 from graphprune.target import Kernel, Timing
@@ -36,11 +36,7 @@ def explain(
     times: dict[str, float] = {}
     total_ms = None
     if measure:
-        at = parse_shapes(shapes or {}, prepared.specs)
-        (feed,) = synthetic(prepared.specs, at, 1, 0, lookup_sizes(prepared.model))
-        kernels = backend.profile(save_bytes(prepared.model), feed, repeats=9)
-        total_ms = sum(k.ms for k in kernels)
-        times = node_times(prepared.model, kernels)
+        times, total_ms = profiled(prepared, backend, parse_shapes(shapes or {}, prepared.specs))
 
     def share(nodes: Sequence[str]) -> float | None:
         return sum(times.get(n, 0.0) for n in nodes) / total_ms if total_ms else None
@@ -60,6 +56,15 @@ def explain(
     return Explanation(
         prepared.source.name, len(list(prepared.model.graph)), analysis.n_parameters, total_ms, groups, frozen
     )
+
+
+def profiled(
+    prepared: Prepared, backend: Backend, at: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, float], float]:
+    """Milliseconds by node (see `node_times`), and of all kernels together, on inputs of the shapes `at`."""
+    (feed,) = synthetic(prepared.specs, at, 1, 0, lookup_sizes(prepared.model))
+    kernels = backend.profile(save_bytes(prepared.model), feed, repeats=9)
+    return node_times(prepared.model, kernels), sum(k.ms for k in kernels)
 
 
 def node_times(model: ir.Model, kernels: Sequence[Kernel]) -> dict[str, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -36,6 +35,19 @@ Keep = np.ndarray | Ragged
 Keeps = Mapping[Dim, Keep]
 """Kept indices of each variable that shrinks, ascending. Absent variables are kept whole. An order of all indices in
 place of a keep set permutes."""
+
+
+def narrowed(keeps: Keeps, where: Mapping[Dim, int]) -> Keeps:
+    """The keep sets that hold where some outer variables have these indices."""
+
+    def at(keep: Keep) -> Keep:
+        if not isinstance(keep, Ragged):
+            return keep
+        index = keep.index[tuple(where.get(d, slice(None)) for d in keep.outer)]
+        outer = tuple(d for d in keep.outer if d not in where)
+        return Ragged(outer, index) if outer else index
+
+    return {d: at(keep) for d, keep in keeps.items()}
 
 
 def new_size(t: Type, keeps: Keeps) -> int:
@@ -104,13 +116,25 @@ def _places(
     the keep sets that hold there."""
     ragged = {d: k for t in axes for d in leaves(t) if isinstance(k := keeps.get(d), Ragged)}
     present = {d for t in axes for d in leaves(t)}
-    outer = list(dict.fromkeys(o for keep in ragged.values() for o in keep.outer if o in present))
-    choices = [np.asarray(keeps[o]) if o in keeps else _every(o.size) for o in outer]
+    outer = dict.fromkeys(o for keep in ragged.values() for o in keep.outer if o in present)
+    inwards = sorted(outer, key=lambda o: len(ragged[o].outer) if o in ragged else 0)
     plain = {d: keep for d, keep in keeps.items() if d not in ragged and not isinstance(keep, Ragged)}
-    for here in product(*(range(len(c)) for c in choices)):
-        where = {o: int(c[i]) for o, c, i in zip(outer, choices, here, strict=True)}
+    for where, here in _combinations(inwards, keeps, {}, {}):
         at = {d: keep.at(where) for d, keep in ragged.items()}
-        yield where, dict(zip(outer, here, strict=True)), plain | at
+        yield where, here, plain | at
+
+
+def _combinations(
+    outer: Sequence[Dim], keeps: Keeps, where: dict[Dim, int], here: dict[Dim, int]
+) -> Iterator[tuple[dict[Dim, int], dict[Dim, int]]]:
+    """All kept indices of `outer`, old and new. One may be ragged over those before it."""
+    if not outer:
+        yield where, here
+        return
+    first, *rest = outer
+    keep = keeps.get(first, _every(first.size))
+    for new, old in enumerate(keep.at(where) if isinstance(keep, Ragged) else keep):
+        yield from _combinations(rest, keeps, {**where, first: int(old)}, {**here, first: new})
 
 
 def _fixed(where: Mapping[Dim, int]) -> dict[Dim, np.ndarray]:

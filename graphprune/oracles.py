@@ -124,7 +124,8 @@ def _scrambled(analysis: Analysis, order: Mapping[str, np.ndarray]) -> ir.Model:
     """The groups permuted on one weight each only: what an incompletely found group would look like."""
     model = shrink(analysis.model, analysis.types, {})
     for name, index in order.items():
-        weight, _ = analysis.groups[name].weights[0]
+        weights = [weight for weight, _ in analysis.groups[name].weights]
+        weight = max(weights, key=lambda w: model.graph.initializers[w].const_value.size)  # small ones may be all equal
         value = model.graph.initializers[weight]
         array = take(value.const_value.numpy(), analysis.types.axes[weight], analysis.keeps({name: index}))
         set_constant(value, array)

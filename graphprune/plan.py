@@ -33,6 +33,7 @@ class Plan:
     choices: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     compensate: bool = True
+    axes: str = "exact"
     lowerings: tuple[str, ...] = ()
     target: str = ""
     device: str = "host"

@@ -221,6 +221,7 @@ def need_groups(prepared: Prepared) -> None:
         rows = prepared.analysis.frozen[:3]
         raise ModelError(
             "nothing in this model can be pruned",
-            at="; ".join(f"{r.n_parameters:,} parameters: {r.reason}" for r in rows) or "it has no weights",
+            at="; ".join(f"{r.n_parameters:,} parameters (such as {r.example}): {r.reason}" for r in rows)
+            or "it has no weights",
             fix="see `graphprune explain` for every axis and its reason",
         )

@@ -160,12 +160,15 @@ def rank(
     weights: Sequence[float] | None = None,
     floor: int = 1,
     centre: bool = True,
+    blocks: Array | None = None,
 ) -> Sweep:
     """A removal order by the named score, with the loss each width has under the named compensation.
 
     second-order: `sweep`. magnitude: the L2 norm of all weights of a channel, over readers and `producers`
     (each [n, ...], row j makes channel j). activation: weight norm times standard deviation of the input (FLAP,
     arXiv 2312.11983; with centre=False its root mean square: Wanda, arXiv 2306.11695), squares summed over readers.
+    blocks [n]: the block of each channel, all of one size; they give up channels in rounds, one each, so that after
+    every round they keep equally many (without it, all channels are one block).
     compensation: least-squares re-solves the readers, bias moves the removed mean into the bias, none does nothing (its
     loss counts the mean too and, like that of bias, need not be monotone).
     """
@@ -175,16 +178,28 @@ def rank(
     scale = _weights(readers, weights)
     options = {"damping": damping, "weights": weights, "floor": floor, "centre": centre}
     if score == "second-order":
-        best = _eliminate(readers, None, **options)
+        best = _eliminate(readers, None, blocks=blocks, **options)
         if compensation == "least-squares":
             return best
         order = best.order
     else:
         value = _magnitude(readers, scale, producers) if score == "magnitude" else _activation(readers, scale, centre)
-        order = np.argsort(value, kind="stable")
+        order = _in_rounds(np.argsort(value, kind="stable"), blocks)
         if compensation == "least-squares":
             return _eliminate(readers, order, **options)
     return _uncompensated(readers, order, scale, floor, centre=compensation == "bias")
+
+
+def _in_rounds(order: Array, blocks: Array | None) -> Array:
+    """The order changed as little as it takes for blocks to give up channels in rounds."""
+    if blocks is None:
+        return order
+    seen = np.zeros(blocks.max() + 1, np.intp)
+    turn = np.empty(len(order), np.intp)
+    for i, channel in enumerate(order):
+        turn[i] = seen[blocks[channel]]
+        seen[blocks[channel]] += 1
+    return order[np.argsort(turn, kind="stable")]
 
 
 def _weights(readers: Sequence[Reader], weights: Sequence[float] | None) -> Array:
@@ -259,26 +274,30 @@ def _eliminate(
     weights: Sequence[float] | None,
     floor: int,
     centre: bool,
+    blocks: Array | None = None,
 ) -> Sweep:
     scale = _weights(readers, weights)
     n = len(readers[0].columns)
+    blocks = np.zeros(n, np.intp) if blocks is None else blocks
     if not 0 <= floor <= n:
         raise UsageError(f"floor must be within 0..{n}, not {floor}")
     parts = _parts(readers, scale, damping, centre)
     loss = np.full(n + 1, np.inf)
     loss[n] = 0.0
     removed = np.zeros(n, bool)
+    gone = np.zeros(blocks.max(initial=0) + 1, np.intp)  # channels removed, by block
     out = []
     for k in range(n - 1, floor - 1, -1):
         if order is None:
             total = np.zeros(n)
             for part in parts:
                 part.add_scores(total)
-            total[removed] = np.inf
+            total[removed | (gone > gone.min())[blocks]] = np.inf
             channel = int(np.argmin(total))
         else:
             channel = int(order[n - 1 - k])
         removed[channel] = True
+        gone[blocks[channel]] += 1
         out.append(channel)
         loss[k] = loss[k + 1] + sum(part.move(channel) for part in parts)
     if order is None:

@@ -17,7 +17,7 @@ from graphprune.oracles import Check
 from graphprune.target import Target, Timing, speedup
 
 if TYPE_CHECKING:
-    from graphprune.driver import Built, Compiler
+    from graphprune.compiler import Built, Compiler
 
 _PACKAGES = ("graphprune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
 
@@ -28,11 +28,13 @@ def make_report(
     built: Built,
     data: bytes,
     model: ir.Model,
+    without: ir.Model | None,
     checks: Sequence[Check],
     attempts: Sequence[rows.Attempt],
     timings: Sequence[Timing],
 ) -> rows.Report:
-    """The report of one result. data: the bytes that will be written; timings: dense and compressed, in turns."""
+    """The report of one result. data: the bytes that will be written; without: the same model with the axes of norms
+    left whole, if some were pruned; timings: dense and compressed, in turns."""
     prepared, source = compiler.prepared, compiler.prepared.source
     before, after = parameters(prepared.model), parameters(model)
     ratio = speedup(timings[0], timings[1])
@@ -63,7 +65,7 @@ def make_report(
             tuple(attempts),
         ),
         size=rows.Size(before, after, source.n_bytes, len(data)),
-        quality=tuple(_quality(compiler, model)),
+        quality=tuple(_quality(compiler, model, without)),
         sites=tuple(_sites(compiler, built, total)),
         time=tuple(_time(compiler, built, data)),
         frozen=tuple(
@@ -87,7 +89,7 @@ def make_report(
     )
 
 
-def _quality(compiler: Compiler, model: ir.Model):
+def _quality(compiler: Compiler, model: ir.Model, without: ir.Model | None):
     feeds = list(compiler.data.holdout)
     dense = outputs_of(compiler.context.load(compiler.prepared.model), feeds)
     have = outputs_of(compiler.context.load(model), feeds)
@@ -95,6 +97,10 @@ def _quality(compiler: Compiler, model: ir.Model):
     yield rows.Metric(
         "output divergence", divergence(dense, have), f"0: equal to dense, 1: a constant; on {len(feeds)} {kind}"
     )
+    if without is not None:
+        other = outputs_of(compiler.context.load(without), feeds)
+        yield rows.Metric("output divergence, exact axes alone", divergence(dense, other),
+                          f"the same plan with the axes of norms and softmaxes left whole; on {len(feeds)} {kind}")
     for name in dense[0]:
         if np.asarray(dense[0][name]).dtype.kind == "f":
             yield rows.Metric(f"cosine of {name}", cosine(dense, have, name), f"mean over {len(feeds)} {kind}")

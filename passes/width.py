@@ -2,7 +2,8 @@
 
 Whole heads, dimensions within heads, FFN columns, conv channels, filter banks: whatever the dimension types found to be
 one variable. Channels are ranked by second-order scores over all readers of the group; readers get the least-squares
-weights for the channels kept, their biases the mean of what was removed.
+weights for the channels kept, their biases the mean of what was removed. Where every head or filter bank may keep other
+channels (`Group.outer`) each is ranked for itself, and all give up equally many.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import onnx_ir as ir
 
 from graphprune.compensate import least_squares
 from graphprune.context import Context
+from graphprune.dims import leaves
 from graphprune.edit import shrink
-from graphprune.groups import Group, columns
-from graphprune.keeps import kept, positions
+from graphprune.groups import Group, columns, unit_columns
+from graphprune.keeps import Keeps, Ragged, coordinates, kept, narrowed, positions
 from graphprune.scores import Reader, Sweep, output_energy, rank
 from graphprune.sites import Choice, Site
 from graphprune.views import View, bias_of, find_bias, put_bias, put_weight
@@ -50,25 +52,35 @@ class Width:
             sweep = self._sweep(context, group)
             levels = width_levels(group.size, group.kind)
             if sweep is not None and len(levels) > 1:
-                prior = tuple(float(sweep.relative[k]) for k in levels)
+                times = len(sweep.order) // group.size
+                prior = tuple(float(sweep.relative[k * times]) for k in levels)
                 sites.append(Site(group.name, levels, prior, group.kind, group.nodes))
         return sites
 
     def _sweep(self, context: Context, group: Group) -> Sweep | None:
         if group.name not in self._sweeps:
-            readers = [r for reader in group.readers for r in self._score_readers(context, group, reader.node)]
+            ragged = self._is_ragged(context, group)
+            readers = [r for reader in group.readers for r in self._score_readers(context, group, reader.node, ragged)]
             if not readers:
                 return self._pair_sweep(context, group)
             energy = output_energy(readers)
             scale = [1 / e if e > 0 else 0.0 for e in energy]
             if not any(scale):
                 scale = [1.0] * len(readers)
+            n_units = len(readers[0].columns)
+            blocks = np.arange(n_units) // group.size
             self._sweeps[group.name] = rank(
                 readers, score=context.score, compensation="least-squares" if context.compensate else "none",
-                producers=[] if context.score == "second-order" else self._producers(context, group), weights=scale,
+                producers=[] if context.score == "second-order" else self._producers(context, group, ragged),
+                weights=scale, floor=int(blocks.max()) + 1, blocks=blocks if ragged else None,
             )  # fmt: skip
             context.step()
         return self._sweeps[group.name]
+
+    @staticmethod
+    def _is_ragged(context: Context, group: Group) -> bool:
+        """Whether each outer index should keep its own channels: it may, and they are not in order already."""
+        return bool(group.outer) and group.name not in context.turned
 
     def _pair_sweep(self, context: Context, group: Group) -> Sweep | None:
         """Channels that two activations are contracted over, ranked by what each adds to the product."""
@@ -80,34 +92,53 @@ class Width:
         self._sweeps[group.name] = Sweep(order, loss, np.array([loss[0]]), np.ones(1))
         return self._sweeps[group.name]
 
-    def _score_readers(self, context: Context, group: Group, node: str) -> list[Reader]:
+    def _score_readers(self, context: Context, group: Group, node: str, ragged: bool) -> list[Reader]:
         view = context.views.get(node)
         if view is None:
             return []
         weight = context.model.graph.initializers[view.reader.w].const_value.numpy()
-        cols = columns(context.analysis, view.reader, group, view.taps)
-        return [
-            Reader(matrix, moments, cols, node)
-            for matrix, moments in zip(view.matrices(weight), context.moments[view.key()], strict=True)
-        ]
+        banks = list(zip(view.matrices(weight), context.moments[view.key()], strict=True))
 
-    def _producers(self, context: Context, group: Group) -> list[np.ndarray]:
-        """Weights that make the group's channels, channel first."""
+        def cols(bank: int) -> np.ndarray:
+            if ragged:
+                return unit_columns(context.analysis, view.reader, group, view.taps, bank, len(banks))
+            return columns(context.analysis, view.reader, group, view.taps)
+
+        return [Reader(matrix, moments, cols(i), node) for i, (matrix, moments) in enumerate(banks)]
+
+    def _producers(self, context: Context, group: Group, ragged: bool) -> list[np.ndarray]:
+        """Weights that make the group's channels, channel first (where ragged: outer indices, then channels)."""
         read = {(r.w, r.contracted) for r in group.readers}
         found = []
         for name, axis in group.weights:
             array = context.model.graph.initializers[name].const_value.numpy()
             if (name, axis) not in read and array.ndim > 1:
-                where = positions(context.analysis.types.axes[name][axis], group.dim)
-                found.append(np.moveaxis(array, axis, 0)[where].reshape(group.size, -1))
+                t = context.analysis.types.axes[name][axis]
+                if not ragged:
+                    found.append(np.moveaxis(array, axis, 0)[positions(t, group.dim)].reshape(group.size, -1))
+                elif all(o in set(leaves(t)) for o in group.outer):
+                    unit = np.zeros(t.size, np.int64)
+                    for d in (*group.outer, group.dim):
+                        unit = unit * d.size + coordinates(t, d)
+                    n_units = group.size * int(np.prod([d.size for d in group.outer]))
+                    found.append(np.moveaxis(array, axis, 0)[np.argsort(unit, kind="stable")].reshape(n_units, -1))
         return found
 
     def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:
         return {
-            name: {"keep": [int(i) for i in self._sweeps[name].keep(k)]}
+            name: {"keep": self._keep(context.analysis.groups[name], k)}
             for name, k in levels.items()
             if name in self._sweeps and k < context.analysis.groups[name].size
         }
+
+    def _keep(self, group: Group, k: int) -> list:
+        """Indices [k], or where ragged [*outer, k], as plain data."""
+        sweep = self._sweeps[group.name]
+        times = len(sweep.order) // group.size
+        units = sweep.keep(k * times)
+        if times == 1:
+            return units.tolist()
+        return (units % group.size).reshape(*(d.size for d in group.outer), k).tolist()
 
     def apply(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
         """Slice; then open a bias for every reader that will need one, so that prices see it too."""
@@ -163,17 +194,17 @@ class Width:
 
     def _solution(self, context: Context, view: View, keeps: Mapping) -> tuple[np.ndarray, np.ndarray | None]:
         """Least-squares weight (all outputs, kept inputs) and bias of one reader; kept for the next plan that asks."""
-        inputs = kept(context.analysis.types.axes[view.reader.w][view.reader.contracted], keeps)
+        inputs = self._inputs(context, view, keeps)
         key = (view.reader.node, inputs.tobytes())
         if key not in self._solved:
             node = context.nodes[view.reader.node]
             weight = context.model.graph.initializers[view.reader.w].const_value.numpy()
-            cols = (inputs[:, None] * view.taps + np.arange(view.taps)).reshape(-1)
+            cols = (inputs[:, :, None] * view.taps + np.arange(view.taps)).reshape(view.banks, -1)
             solved = [
-                least_squares(matrix, None, moments, cols, centre=view.centred)
-                for matrix, moments in zip(view.matrices(weight), context.moments[view.key()], strict=True)
+                least_squares(matrix, None, moments, own, centre=view.centred)
+                for matrix, moments, own in zip(view.matrices(weight), context.moments[view.key()], cols, strict=True)
             ]
-            new = view.weight([w for w, _ in solved], weight, len(inputs))
+            new = view.weight([w for w, _ in solved], weight, inputs.shape[1])
             bias = None
             if view.centred:
                 old = bias_of(node, self._outputs(view, weight.shape))
@@ -181,3 +212,16 @@ class Width:
                 bias = shift if old is None else old + shift
             self._solved[key] = (new, bias)
         return self._solved[key]
+
+    @staticmethod
+    def _inputs(context: Context, view: View, keeps: Keeps) -> np.ndarray:
+        """The inputs kept of each bank: int64 [banks, kept]."""
+        axes = context.analysis.types.axes[view.reader.w]
+        contracted, produced = axes[view.reader.contracted], axes[view.reader.produced]
+        ragged = {o for d in leaves(contracted) if isinstance(k := keeps.get(d), Ragged) for o in k.outer}
+        elsewhere = {o: coordinates(produced, o) for o in ragged - set(leaves(contracted))}
+        rows = produced.size // view.banks
+        return np.stack([
+            kept(contracted, narrowed(keeps, {o: int(at[bank * rows]) for o, at in elsewhere.items()}))
+            for bank in range(view.banks)
+        ])  # fmt: skip

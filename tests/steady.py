@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import graphprune.compiler
 import graphprune.driver
 from graphprune.backends import open_backend
 from graphprune.backends.onnxruntime import OnnxRuntime
@@ -74,6 +75,6 @@ def keep_steady_time(monkeypatch: pytest.MonkeyPatch) -> Steady:
     clock = Steady()
     monkeypatch.setattr(graphprune.driver, "open_backend",
                         lambda device, threads=1: clock if device == "host" else open_backend(device, threads))
-    monkeypatch.setattr(graphprune.driver, "_PRICING_SECONDS", 0.0)
-    monkeypatch.setattr(graphprune.driver, "_CANDIDATES", 2)
+    monkeypatch.setattr(graphprune.compiler, "_PRICING_SECONDS", 0.0)
+    monkeypatch.setattr(graphprune.compiler, "_CANDIDATES", 2)
     return clock

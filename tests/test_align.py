@@ -170,13 +170,16 @@ def test_contributions_descend_and_turned_channels_are_balanced() -> None:
     assert q.shape == k.shape == (16, HEADS * SIZE)
 
 
-def pruned_loss(analysis: Analysis, contributions, name: str, k: int) -> float:
-    """Held-out divergence with k channels of one group left, readers solved again."""
+def pruned_loss(analysis: Analysis, contributions, name: str, k: int, *, ragged: bool = False) -> float:
+    """Held-out divergence with k channels of one group left, in each head the same ones or each its own, readers solved
+    again."""
     width = Width()
-    context = Context(analysis, FEEDS, LOAD, contributions=contributions)
+    in_order = frozenset() if ragged else frozenset(analysis.groups)
+    context = Context(analysis, FEEDS, LOAD, contributions=contributions, turned=in_order)
     width.propose(context)
     choices = width.choose(context, {name: k})
-    assert len(choices[name]["keep"]) == k
+    assert np.ndim(choices[name]["keep"]) == 1 + ragged
+    assert np.shape(choices[name]["keep"])[-1] == k
     model = width.apply(context, context.model, choices)
     overwrite(model, width.solve_again(context, model, choices))
     return divergence(outputs_of(LOAD(analysis.model), HELD_OUT), outputs_of(LOAD(model), HELD_OUT))
@@ -193,6 +196,17 @@ def test_values_keep_more_in_a_turned_basis(k: int) -> None:
         better.append(pruned_loss(turned, contributions, name, k))
     assert (np.array(better) < np.array(plain)).all()
     assert np.mean(better) < 0.5 * np.mean(plain)
+
+
+@pytest.mark.parametrize("k", [2, 4, 6])
+def test_heads_that_keep_their_own_channels_lose_less_than_heads_that_keep_the_same(k: int) -> None:
+    same, own = [], []
+    for seed in range(3):
+        analysis = typed(attention(rank=3, seed=seed), FEEDS[0])
+        name = values(analysis).name
+        same.append(pruned_loss(analysis, {}, name, k))
+        own.append(pruned_loss(analysis, {}, name, k, ragged=True))
+    assert np.mean(own) < 0.9 * np.mean(same)
 
 
 @pytest.mark.parametrize("k", [2, 4])

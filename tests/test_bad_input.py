@@ -123,7 +123,7 @@ RELU = helper.make_node("Relu", ["x"], ["result"])
     (graph_of(RELU, outputs=("other",)), "net is damaged: nothing makes the output 'other'"),
     (graph_of(helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Relu", ["b"], ["a"])),
      "net is damaged: Graph contains a cycle"),
-    (graph_of(helper.make_node("MatMul", ["x", "x"], ["result"])), "the graph could not be simplified: MatMul: "),
+    (graph_of(helper.make_node("MatMul", ["x", "x"], ["result"])), "the model does not run: "),
     (graph_of(RELU, helper.make_node("Tanh", ["x"], ["result"])), "net is damaged: Output 'result' is"),
 ], ids=["no nodes", "no outputs", "too old", "too new", "input from nowhere", "no such operator", "own domain",
         "output from nowhere", "a circle", "shapes that do not fit", "one name twice"])  # fmt: skip
@@ -200,7 +200,7 @@ def test_weights_in_a_file_beside_the_model_are_read(capsys) -> None:
 def test_nothing_that_can_be_pruned(capsys) -> None:
     save(ir.to_proto(model_of("result = Gemm(x, w, b)", {"x": ("N", 48)}, {"w": (48, 10), "b": (10,)})))
     err = fails(capsys, 3, "nothing in this model can be pruned", *COMPILE, *SHAPE)
-    assert "graph input x" in err and "explain" in err
+    assert "graph input" in err and "explain" in err
 
 
 def test_text_inputs_cannot_be_made_up(capsys) -> None:

@@ -76,7 +76,29 @@ def test_products_are_split_by_common_divisors() -> None:
 def test_products_that_share_no_divisor_freeze_with_the_reason() -> None:
     a, b = Prod((Dim(2), Dim(3))), Prod((Dim(3), Dim(2)))
     unify(a, b, WHY)
-    assert all(d.frozen is WHY for t in (a, b) for d in leaves(t))
+    clash = Reason(WHY.text, WHY.node, "conflict", "2 x 3 against 3 x 2")
+    assert all(d.frozen == clash for t in (a, b) for d in leaves(t))
+
+
+def test_a_conflict_with_what_is_frozen_is_explained_by_the_cause_of_that() -> None:
+    a, b, cause = Prod((Dim(2), Dim(3))), Prod((Dim(3), Dim(2))), Reason("spatial axis", "conv1")
+    freeze(a, cause)
+    unify(a, b, WHY)
+    assert all(d.frozen is cause for t in (a, b) for d in leaves(t))
+
+
+def test_the_root_cause_is_what_would_stay_if_the_other_went() -> None:
+    output, rule, clash = (Reason("x", "y", kind) for kind in ("boundary", "operator", "conflict"))
+    for first, second in ((clash, rule), (rule, clash), (rule, output), (output, rule)):
+        d = Dim(3)
+        freeze(d, first)
+        freeze(d, second)
+        assert d.frozen is (output if output in (first, second) else rule)
+    a, b = Dim(3), Dim(3)
+    freeze(a, output)
+    freeze(b, rule)
+    unify(a, b, WHY)
+    assert only(a).frozen is output
 
 
 def test_a_conflict_inside_leaves_equal_ends_free() -> None:
@@ -145,8 +167,9 @@ def test_the_axis_of_size_one_keeps_its_one_index() -> None:
 
 
 def test_reason_names_the_node() -> None:
-    assert (str(Reason("spatial axis", "conv1")), str(Reason("graph output y"))) == (
+    assert (str(Reason("spatial axis", "conv1")), str(Reason("graph output", "y", "boundary"))) == (
         "spatial axis at conv1", "graph output y")
+    assert str(Reason("no match", "add", "conflict", "2 x 3 against 3 x 2")) == "no match at add (2 x 3 against 3 x 2)"
 
 
 # Laws on random types

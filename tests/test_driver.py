@@ -21,12 +21,15 @@ import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import graphprune
+import graphprune.compiler
+import graphprune.driver
 from examples.own_pass import LargestWeights
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cli import main
+from graphprune.compiler import Result
 from graphprune.context import Context
 from graphprune.cost import CostModel, Factor, Monomial, Term
-from graphprune.driver import Result, compiler
+from graphprune.driver import compiler
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.passes.width import Width
 from graphprune.plan import Plan
@@ -205,7 +208,7 @@ def test_a_model_in_which_nothing_is_free_says_why(steady: Steady) -> None:
     frozen = ir.to_proto(model_of("result = Gemm(x, w, b)", {"x": ("N", 48)}, {"w": (48, 10), "b": (10,)}))
     with pytest.raises(ModelError, match="nothing in this model can be pruned") as error:
         graphprune.compile(frozen, target_speedup=1.5, calibration=feeds(4, 48))
-    assert "graph input x" in error.value.at and "480" in error.value.at
+    assert "graph input" in error.value.at and "480" in error.value.at
 
 
 def test_passes_that_find_nothing_to_do_are_named(steady: Steady) -> None:
@@ -324,7 +327,7 @@ def branch_prices(full, levels, build, feed, backend, **options) -> CostModel:
 @pytest.mark.parametrize("passes", [lambda: [Branches()], lambda: [Width(), Branches()], lambda: [Branches(), Width()]],
                          ids=["alone", "after width", "before width"])  # fmt: skip
 def test_a_pass_of_ones_own_takes_part_in_the_same_solve(steady: Steady, monkeypatch, passes) -> None:
-    monkeypatch.setattr(graphprune.driver, "measure_cost", branch_prices)
+    monkeypatch.setattr(graphprune.compiler, "measure_cost", branch_prices)
     result = graphprune.compile(residual(), target_speedup=1.8, calibration=feeds(4, 32), passes=passes())
     assert result.report.reached.speedup >= 1.8
     assert len(result.plan.choices["branches"]) == 1, "the branch that adds next to nothing goes"
@@ -337,7 +340,7 @@ def test_a_pass_of_ones_own_takes_part_in_the_same_solve(steady: Steady, monkeyp
 
 def test_two_passes_share_what_is_asked_for(steady: Steady, monkeypatch) -> None:
     """At 3x dropping one branch is not enough, and dropping both would leave nothing: the rest comes from widths."""
-    monkeypatch.setattr(graphprune.driver, "measure_cost", branch_prices)
+    monkeypatch.setattr(graphprune.compiler, "measure_cost", branch_prices)
     result = graphprune.compile(residual(), target_speedup=3, calibration=feeds(4, 32), passes=[Width(), Branches()])
     assert result.report.reached.speedup >= 3
     assert len(result.plan.choices["branches"]) == 1 and result.plan.choices["width"]
@@ -361,8 +364,8 @@ def test_a_compilation_on_the_real_clock(monkeypatch) -> None:
         return measure(self, models, feed, **{**limits, "min_rounds": 4, "max_seconds": 0.2})
 
     monkeypatch.setattr(OnnxRuntime, "measure", brief)
-    monkeypatch.setattr(graphprune.driver, "_PRICING_SECONDS", 0.0)
-    monkeypatch.setattr(graphprune.driver, "_CANDIDATES", 2)
+    monkeypatch.setattr(graphprune.compiler, "_PRICING_SECONDS", 0.0)
+    monkeypatch.setattr(graphprune.compiler, "_CANDIDATES", 2)
     data = feeds(1, 3, 48, 48, n=8)
     compiled = compiler(cnn(), calibration=data)
     try:
@@ -375,3 +378,53 @@ def test_a_compilation_on_the_real_clock(monkeypatch) -> None:
     assert reached.dense_ms > 0 and reached.ms > 0 and reached.rounds >= 4
     assert outputs(result.data, data[0]).shape == (1, 10)
     assert graphprune.replay(result.plan, cnn()) == result.data
+
+
+def norms() -> ir.Model:
+    """Residual blocks of 64 features under LayerNorm, with hidden layers of 32: most of the time is in the width of the
+    stream, which only a level that lets norms' axes shrink may touch."""
+    text, x, weights = "s = MatMul(x, stem)", "s", {"stem": (16, 256), "last": (256, 8)}
+    for i in range(3):
+        text += f"\nn{i} = LayerNormalization({x}, g{i}, b{i})\nh{i} = MatMul(n{i}, w{i})\na{i} = Relu(h{i})"
+        text += f"\ny{i} = MatMul(a{i}, v{i})\nz{i} = Add(y{i}, {x})"
+        weights |= {f"g{i}": (256,), f"b{i}": (256,), f"w{i}": (256, 128), f"v{i}": (128, 256)}
+        x = f"z{i}"
+    return model_of(f"{text}\nresult = MatMul({x}, last)", {"x": ("N", 16)}, weights)
+
+
+def test_the_axes_of_norms_shrink_only_when_asked_and_have_a_quality_of_their_own(steady, tmp_path) -> None:
+    model, given = ir.to_proto(norms()), feeds(32, 16)
+    by_level = {axes: graphprune.compile(model, target_speedup=1.6, calibration=given, axes=axes)
+                for axes in ("exact", "all")}  # fmt: skip
+    assert {s.before for s in by_level["exact"].report.sites} == {128}
+    assert {s.before for s in by_level["all"].report.sites} == {128, 256}
+    result = by_level["all"]
+    assert any(s.before == 256 and s.after < 256 for s in result.report.sites)
+    total, exact = (next(q.value for q in result.report.quality if q.name == name)
+                    for name in ("output divergence", "output divergence, exact axes alone"))  # fmt: skip
+    assert 0 <= exact < total < 1
+    assert [q.name for q in by_level["exact"].report.quality][:1] == ["output divergence"]
+    assert not any("exact axes alone" in q.name for q in by_level["exact"].report.quality)
+    assert {c.name for c in result.report.certificate} >= {"permutation"}
+    result.save(tmp_path / "out")
+    assert graphprune.replay(tmp_path / "out" / "plan.json", model) == result.data
+
+
+def test_filter_banks_keep_their_own_channels_and_the_plan_says_so(steady, tmp_path) -> None:
+    """Each bank of a grouped convolution reads other channels loudly: one set for all would lose half of them."""
+    rng = RNG(2)
+    weights = scaled(rng, w1=(64, 3, 1, 1), w2=(64, 16, 3, 3), w3=(8, 64, 1, 1))
+    loud = np.zeros((4, 16), bool)
+    for bank in range(4):
+        loud[bank, 4 * bank : 4 * bank + 4] = True
+    weights["w1"] *= np.where(loud, 1.0, 0.02).reshape(-1, 1, 1, 1).astype(np.float32)
+    text = ("a = Conv(x, w1)\nb = Tanh(a)\nc = Conv<group=4, pads=[1,1,1,1]>(b, w2)\nd = Relu(c)\n"
+            "e = Conv(d, w3)\nf = GlobalAveragePool(e)\nresult = Flatten(f)")  # fmt: skip
+    model = ir.to_proto(model_of(text, {"x": ("N", 3, 10, 10)}, weights))
+    compiled = compiler(model, calibration=feeds(2, 3, 10, 10))
+    (name,) = (n for n, g in compiled.prepared.analysis.groups.items() if g.outer and n.startswith("Conv_0"))
+    keep = compiled.choose({**compiled.full, name: 4})["width"][name]["keep"]
+    assert keep == [np.flatnonzero(row).tolist() for row in loud]
+    result = graphprune.compile(model, target_speedup=1.5, calibration=feeds(2, 3, 10, 10))
+    result.save(tmp_path / "out")
+    assert graphprune.replay(tmp_path / "out" / "plan.json", model) == result.data

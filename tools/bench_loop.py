@@ -19,7 +19,7 @@ import numpy as np
 
 import models
 from graphprune.backends import open_backend
-from graphprune.driver import HIGH, LOW, Compiler
+from graphprune.compiler import HIGH, LOW, Compiler
 from graphprune.errors import GraphpruneError, InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.target import Ratio, Target, speedup

@@ -19,7 +19,7 @@ from typing import Any
 
 import models
 from graphprune.backends import open_backend
-from graphprune.driver import Compiler
+from graphprune.compiler import Compiler
 from graphprune.errors import GraphpruneError, InfeasibleTarget
 from graphprune.files import atomic_write
 from graphprune.progress import choose

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import models
-from graphprune.driver import Compiler, Result
+from graphprune.compiler import Compiler, Result
 from graphprune.errors import GraphpruneError, InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.report import Metric, count, milliseconds, percent, size_text, spread_text

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from graphprune.backends import open_backend
-from graphprune.driver import Compiler, compiler
+from graphprune.compiler import Compiler
+from graphprune.driver import compiler
 from graphprune.errors import GraphpruneError, UsageError
 from graphprune.progress import Progress
 from graphprune.target import Target
