@@ -15,7 +15,7 @@ import numpy as np
 from graphprune.backends import open_backend
 from graphprune.backends.base import Backend
 from graphprune.errors import GraphpruneError, UsageError
-from graphprune.feeds import Feed, synthetic
+from graphprune.feeds import Feed, parse_shapes, synthetic
 from graphprune.groups import Group
 from graphprune.oracles import Check
 from graphprune.oracles import certify as check
@@ -92,7 +92,8 @@ def certify(
     progress = progress or Silent()
     with progress.stage("load"):
         prepared = with_inexact(prepare(model, backend, shapes))
-    return certificate_of(prepared, backend, shapes or {}, groups, seed, progress)
+        asked = parse_shapes(shapes, prepared.specs) if shapes else {}
+    return certificate_of(prepared, backend, asked, groups, seed, progress)
 
 
 def certificate_of(

@@ -23,7 +23,7 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
     typed model that `model` no longer has are passed over.
     """
     copy = model.clone()
-    touched = _touched(types, keeps)
+    touched = set().union(*(types.holders.get(d, ()) for d in keeps))
     for name in touched & copy.graph.initializers.keys():
         value = copy.graph.initializers[name]
         set_constant(value, take(value.const_value.numpy(), types.axes[name], keeps))
@@ -70,11 +70,6 @@ def bypass(node: ir.Node, value: ir.Value) -> None:
     for operand in operands:
         if not operand.uses() and not operand.is_graph_output():
             del graph.initializers[operand.name]
-
-
-def _touched(types: Types, keeps: Keeps) -> set[str]:
-    """Names of the values one of whose axes holds a variable of `keeps`."""
-    return {n for n, axes in types.axes.items() if any(not keeps.keys().isdisjoint(leaves(t)) for t in axes)}
 
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.edit import new_constant, set_constant, shrink
-from graphprune.groups import Analysis
+from graphprune.groups import Analysis, model_input
 from graphprune.keeps import Keeps, mask, new_size, take
 from graphprune.trace import Feed
 
@@ -51,8 +51,11 @@ def masked(model: ir.Model, analysis: Analysis, keeps: Keeps) -> ir.Model:
     """A copy of the dense model in which removed channels are multiplied by zero wherever they are summed over."""
     copy = model.clone()
     nodes = {node.name: node for node in copy.graph}
+    touched = set().union(*(analysis.types.holders.get(d, ()) for d in keeps))
     for c in analysis.types.contracted:
         node = nodes[c.node]
+        if model_input(analysis.model, c.node, c.operand) not in touched:
+            continue
         value = node.inputs[c.operand]
         axes = analysis.types.axes[_original(value)]
         if new_size(axes[c.axis], keeps) == axes[c.axis].size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -86,6 +87,16 @@ class Types:
     """For integer values computed from shapes: what each entry was computed from."""
     selections: frozenset[str] = frozenset()
     """Names of the Gather nodes that select from a shared table, as their user pleases (see `selections`)."""
+
+    @cached_property
+    def holders(self) -> Mapping[Dim, set[str]]:
+        """For each variable the names of the values that it is part of. Ask only once all is solved."""
+        found: dict[Dim, set[str]] = {}
+        for name, axes in self.axes.items():
+            for t in axes:
+                for d in dims.leaves(t):
+                    found.setdefault(d, set()).add(name)
+        return found
 
     def __getitem__(self, value: ir.Value) -> list[Type]:
         """Axis types of `value`, one per axis."""
