@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from graphprune.certificate import Certificate, certify
     from graphprune.compiler import Result
     from graphprune.driver import compile, compile_family, replay
-    from graphprune.inspect import bench, explain, verify
+    from graphprune.inspect import bench, explain, explain_group, verify
 
 _HOME = {
     "Certificate": "certificate", "certify": "certificate",
     "Result": "compiler", "compile": "driver", "compile_family": "driver", "replay": "driver",
-    "bench": "inspect", "explain": "inspect", "verify": "inspect",
+    "bench": "inspect", "explain": "inspect", "explain_group": "inspect",
+    "verify": "inspect",
 }  # fmt: skip
-__all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "explain", "replay", "verify"]
+__all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "explain",
+           "explain_group", "replay", "verify"]
 
 
 def __getattr__(name: str) -> Any:

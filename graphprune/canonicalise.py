@@ -20,6 +20,7 @@ import onnxscript.optimizer
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
+from graphprune.causes import body_constants, weights_of
 from graphprune.errors import ModelError
 from graphprune.fold import fold_arithmetic
 
@@ -144,10 +145,9 @@ def untie(model: ir.Model) -> None:
 
 
 def parameters(model: ir.Model) -> int:
-    """Number of elements in floating-point initialisers."""
-    return sum(
-        int(v.const_value.size) for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point()
-    )
+    """Number of weights, those in the bodies of control flow included."""
+    inside = (int(v.size) for node in model.graph for v in body_constants(node))
+    return sum(int(v.const_value.size) for v in weights_of(model.graph)) + sum(inside)
 
 
 def check_finite(model: ir.Model) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphprune.dims import KINDS, Dim, Reason, leaves
+from graphprune.dims import Dim, Reason, leaves
 from graphprune.rules.base import Types
 
 NO_CHANNELS = "no channel axis"
@@ -122,8 +122,7 @@ def _row(
 ) -> Frozen:
     weights = [v.name for v in outside]
     shrinking = {*weights, *(w for a in axes for w in a.weights)}
-    users = (use.node.name for v in outside for use in v.uses())
-    nodes = dict.fromkeys((*(n for a in axes for n in a.nodes), *bodies, *users))
+    nodes = dict.fromkeys((*(n for a in axes for n in a.nodes), *bodies))
     inside = sum(bodies.values())
     return Frozen(
         reason, inside + sum(int(v.const_value.size) for v in outside),
@@ -143,14 +142,14 @@ def _is_number(dtype: ir.DataType) -> bool:
 
 
 def body_constants(node: ir.Node) -> Iterator[ir.TensorProtocol]:
-    """Floating-point weights in the bodies of If, Loop or Scan, at any depth."""
+    """Weights in the bodies of If, Loop or Scan, at any depth."""
     for attribute in node.attributes.values():
         graphs = {ir.AttributeType.GRAPH: (attribute.value,), ir.AttributeType.GRAPHS: attribute.value}
         for graph in graphs.get(attribute.type, ()):
             yield from (v.const_value for v in weights_of(graph))
             for inner in graph:
                 value = inner.attributes.get("value") if inner.op_type == "Constant" else None
-                if value is not None and value.value.dtype.is_floating_point():
+                if value is not None and _is_number(value.value.dtype):
                     yield value.value
                 yield from body_constants(inner)
 
@@ -164,7 +163,8 @@ def _reason_of_weight(dims: Sequence[Dim], locked: Container[Dim]) -> str:
     if they are a boundary or nothing is known of an operator. That a kernel has taps, say, is no reason."""
     channels = [_reason(d) for d in dims if d in locked]
     others = [d.frozen for d in dims if d.frozen and d.frozen.kind in ("boundary", "denied")]
-    return min(channels or others or [Reason(NO_CHANNELS)], key=lambda r: KINDS.index(r.kind)).text
+    reasons = [r.text for r in channels or others] or [NO_CHANNELS]
+    return min(reasons, key=lambda text: hint_of(text).startswith("nothing"))  # one free axis would do
 
 
 def _axis(d: Dim, weights: tuple[str, ...], touching: _Touching) -> FrozenAxis:
@@ -173,8 +173,24 @@ def _axis(d: Dim, weights: tuple[str, ...], touching: _Touching) -> FrozenAxis:
     first, nodes = touching.user(d, weights[0]), touching.nodes(d)
     example = first if first == cause.node else f"{first}, the axis of {cause.node}"
     if joined[0]:
-        example = f"{first}, joined at {joined[0]} with the axis of {cause.node}"
+        joint = "which joins it" if joined[0] == first else f"joined at {joined[0]}"
+        example = f"{first}, {joint} with the axis of {cause.node}"
     return FrozenAxis(d.size, str(cause), tuple(dict.fromkeys(filter(None, joined))), weights, nodes, example)
+
+
+class Sums:
+    """Which nodes sum over which variables of their operands. inside: or over what they first make of them."""
+
+    def __init__(self, types: Types, *, inside: bool) -> None:
+        self._axes = {(c.node, c.operand, c.axis) for c in types.contracted if inside or not c.inside}
+        self._read: dict[tuple[str, str], set[Dim]] = defaultdict(set)
+        for r in types.readers:
+            self._read[r.node, r.x].update(leaves(types.axes[r.w][r.contracted]))
+
+    def over(self, node: ir.Node, operand: int, axis: int, d: Dim) -> bool:
+        """Whether the node sums over the variable, which lies on this axis of its operand number `operand`."""
+        read = self._read.get((node.name, node.inputs[operand].name), ())
+        return (node.name, operand, axis) in self._axes or d in read
 
 
 _Spot = tuple[str, bool]
@@ -188,7 +204,7 @@ class _Touching:
         wanted = set(dims)
         self._weights = set(model.graph.initializers)
         self._spots: dict[Dim, dict[_Spot, list[tuple[str, bool]]]] = {d: {} for d in wanted}  # (value, is it an input)
-        summed = {(c.node, c.operand, c.axis) for c in types.contracted if not c.inside}
+        sums = Sums(types, inside=False)
         carried: dict[str, list[tuple[int, Dim]]] = {}
         for node in model.graph if wanted else ():
             operands = [(i, v) for i, v in enumerate(node.inputs) if v is not None]
@@ -197,7 +213,7 @@ class _Touching:
                     carried[v.name] = [(axis, d) for axis, t in enumerate(types.axes.get(v.name, ()))
                                        for d in dict.fromkeys(leaves(t)) if d in wanted]  # fmt: skip
                 for axis, d in carried[v.name]:
-                    spot = (node.name, (node.name, i, axis) in summed)
+                    spot = (node.name, i >= 0 and sums.over(node, i, axis, d))
                     self._spots[d].setdefault(spot, []).append((v.name, i >= 0))
 
     def nodes(self, d: Dim) -> tuple[str, ...]:
@@ -231,8 +247,9 @@ class _Touching:
     def _first_join(self, d: Dim, weight: str, onward: Mapping[object, object]) -> str:
         value, spot = weight, onward.get(weight)
         while spot is not None and onward[spot] is not None:
-            others = [v for v, is_input in self._spots[d][spot] if is_input and v != value and v not in self._weights]
-            onto = onward[spot]
+            values, onto = self._spots[d][spot], onward[spot]
+            through = value if (value, True) in values else onto  # the input that the way takes
+            others = [v for v, is_input in values if is_input and v != through and v not in self._weights]
             if others and not spot[1] and (value not in self._weights or onto in others):
                 return spot[0]
             value, spot = onto, onward[onto]

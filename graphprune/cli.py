@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from graphprune.target import Target
 
 INTERRUPTED = 130
+_MOST_ROWS = 40
+"""Rows of a table that fit a person; files and pipes get all."""
 app = typer.Typer(name="graphprune", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Make a trained network as fast as you ask, measured, with the least loss of quality.")
 
@@ -105,22 +107,37 @@ def explain(
     time: Annotated[bool, typer.Option(help="Measure the share of time of each group.")] = True,
     threads: Threads = 1,
     json: Annotated[Path | None, typer.Option(help="Write the tables to this file too.", show_default=False)] = None,
+    group: Annotated[str | None, typer.Option(help="Tell all about this group instead.", show_default=False)] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg|FILE.html", help="Draw that group.",
+                                                 show_default=False)] = None,
     debug: Debug = False,
 ) -> None:
     """Show what could shrink in MODEL, what it would give, and what is frozen and why."""
     path = _model_file(model)
+    _drawable(picture, group)
     import graphprune
+    from graphprune import tables
     from graphprune.feeds import read_shapes
 
-    explanation = graphprune.explain(path, shapes=read_shapes(shape or []), measure=time, threads=threads)
+    options: dict[str, Any] = {"shapes": read_shapes(shape or []), "measure": time, "threads": threads}
+    if group is None:
+        found = graphprune.explain(path, **options)
+        shown = tables.explanation_tables(found, most=_MOST_ROWS if sys.stdout.isatty() else None)
+    else:
+        found = graphprune.explain_group(path, group, **options)
+        shown = tables.group_tables(found)
+    from graphprune.files import atomic_write
+
     if json:
-        from graphprune.files import atomic_write
         from graphprune.report import json_text
 
-        atomic_write(json, json_text(explanation).encode())
-    from graphprune.tables import explanation_tables
+        atomic_write(json, json_text(found).encode())
+    if picture:
+        from graphprune import picture as drawing
 
-    _print(explanation_tables(explanation))
+        draw = drawing.html if picture.suffix == ".html" else drawing.svg
+        atomic_write(picture, draw(found.members, found.title).encode())
+    _print(shown)
 
 
 @app.command()
@@ -314,6 +331,15 @@ def _file(path: Path, what: str, suffix: str) -> Path:
     close = get_close_matches(path.name, names, n=1, cutoff=0.5)
     raise UsageError(f"the {what} does not exist", at=str(path),
                      fix=f"did you mean {folder / close[0]}?" if close else "check the path")
+
+
+def _drawable(picture: Path | None, group: str | None) -> None:
+    if picture is not None and group is None:
+        raise UsageError("a picture shows one group", at=f"--picture {picture}",
+                         fix="give --group NAME; explain without --picture lists the names")
+    if picture is not None and picture.suffix not in (".svg", ".html"):
+        raise UsageError(f"cannot draw a {picture.suffix or 'file without a suffix'}", at=f"--picture {picture}",
+                         fix="give a file that ends in .svg or .html")
 
 
 def _not_over(model: Path, out: Path, other: str) -> None:

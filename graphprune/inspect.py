@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from graphprune.backends import open_backend
 from graphprune.backends.base import Backend
 from graphprune.errors import UsageError
 from graphprune.feeds import Feed, InputSpec, load_calibration, parse_shapes, synthetic
+from graphprune.groups import Analysis, Group
 from graphprune.load import load, save_bytes
+from graphprune.members import BOTH, MAKES, READS, held_weights, members
 from graphprune.prepare import Prepared, lookup_sizes, prepare, specs_of, with_inexact
-from graphprune.report import FrozenRow
-from graphprune.tables import Explanation, GroupRow, OutputRow
+from graphprune.tables import Explanation, FrozenReason, GroupExplanation, GroupRow, OutputRow, Reach
 from graphprune.target import Kernel, Timing
 
-_SUFFIX = re.compile(r"(_nchwc|_token_\d+|/.*)$")
+_SUFFIXES = (re.compile(r"(_nchwc|_token_\d+)$"), re.compile(r"/[^/]*$"))
+"""What the runtime hangs on the name of a node or value that a fused kernel stands for, in the order to take it off."""
 
 
 def explain(
@@ -30,32 +33,76 @@ def explain(
     shapes: of dynamic inputs; needed to measure shares of time, which measure=False leaves out. Groups whose axis is
     a statistic of a norm or softmax are listed too, as inexact: `compile` does not touch them.
     """
-    backend = open_backend("host", threads)
-    prepared = with_inexact(prepare(model, backend, shapes))
-    analysis = prepared.analysis
-    times: dict[str, float] = {}
-    total_ms = None
-    if measure:
-        times, total_ms = profiled(prepared, backend, parse_shapes(shapes or {}, prepared.specs))
-
-    def share(nodes: Sequence[str]) -> float | None:
-        return sum(times.get(n, 0.0) for n in nodes) / total_ms if total_ms else None
-
-    total = max(analysis.n_parameters, 1)
-    groups = tuple(
-        GroupRow(
-            g.name, g.kind, g.size, g.nodes, g.n_parameters, g.n_parameters / total, share(g.nodes), g.inexact is None
-        )
-        for g in analysis.groups.values()
-    )
-    reached = {n for g in analysis.groups.values() for n in g.nodes}
-    frozen = tuple(
-        FrozenRow(f.reason, f.count, f.n_parameters / total, share([n for n in f.nodes if n not in reached]), f.example)
-        for f in analysis.frozen
-    )
+    look = _Look(model, shapes, measure, threads)
+    groups = look.analysis.groups.values()
     return Explanation(
-        prepared.source.name, len(list(prepared.model.graph)), analysis.n_parameters, total_ms, groups, frozen
-    )
+        look.name, len(look.model.graph), look.analysis.n_parameters, look.total_ms,
+        look.reach([g for g in groups if g.inexact is None]), look.reach(groups), tuple(map(look.row, groups)),
+        tuple(FrozenReason(f.reason, f.hint, f.count, look.share(f.n_parameters), look.share(f.n_locked),
+                           look.time(f.nodes), f.example, f.weights, f.nodes, f.axes) for f in look.analysis.frozen),
+    )  # fmt: skip
+
+
+def explain_group(
+    model: Any, group: str, *, shapes: Mapping[str, Sequence[int]] | None = None, measure: bool = True,
+    threads: int = 1,
+) -> GroupExplanation:  # fmt: skip
+    """All about one group of `model`: its weights, who makes and who reads it, and the part of the graph it lies in.
+
+    Raises UsageError where there is no group of this name; it lists the nearest, or those that the node or weight of
+    this name is in.
+    """
+    look = _Look(model, shapes, measure, threads)
+    found = look.analysis.groups.get(group)
+    if found is None:
+        raise _no_group(look.analysis, group)
+    part = members(look.analysis, found)
+    named = {g.dim: f"{g.size:,} in group {g.name}" for g in look.analysis.groups.values()}
+    return GroupExplanation(
+        look.name, look.row(found), tuple(named.get(d, f"{d.size:,}") for d in found.outer),
+        held_weights(look.analysis, found),
+        tuple(n.name for n in part.nodes if n.role in (MAKES, BOTH)),
+        tuple(n.name for n in part.nodes if n.role in (READS, BOTH)), part,
+    )  # fmt: skip
+
+
+def _no_group(analysis: Analysis, name: str) -> UsageError:
+    inside = [g.name for g in analysis.groups.values() if name in g.nodes or name in {w for w, _ in g.weights}]
+    close = inside or get_close_matches(name, analysis.groups, n=3, cutoff=0.3)
+    word = "it is a node or weight of" if inside else "did you mean"
+    return UsageError(f"there is no group {name!r}", at=f"{len(analysis.groups):,} groups, see graphprune explain",
+                      fix=f"{word} {', '.join(close[:3])}{'' if inside else '?'}" if close else "")  # fmt: skip
+
+
+class _Look:
+    """A model typed, and profiled if asked, for saying what share of it something has."""
+
+    def __init__(self, model: Any, shapes: Mapping[str, Sequence[int]] | None, measure: bool, threads: int) -> None:
+        backend = open_backend("host", threads)
+        prepared = with_inexact(prepare(model, backend, shapes))
+        self.analysis, self.name, self.model = prepared.analysis, prepared.source.name, prepared.model
+        self._times: dict[str, float] = {}
+        self.total_ms: float | None = None
+        if measure:
+            at = parse_shapes(shapes or {}, prepared.specs)
+            self._times, self.total_ms = profiled(prepared, backend, at)
+
+    def share(self, n_parameters: int) -> float:
+        return n_parameters / max(self.analysis.n_parameters, 1)
+
+    def time(self, nodes: Iterable[str]) -> float | None:
+        """Share of the time that is spent in these nodes."""
+        return sum(self._times.get(n, 0.0) for n in set(nodes)) / self.total_ms if self.total_ms else None
+
+    def row(self, g: Group) -> GroupRow:
+        return GroupRow(g.name, g.kind, g.size, g.nodes, g.n_parameters, self.share(g.n_parameters), self.time(g.nodes),
+                        g.inexact is None, str(g.inexact or ""))  # fmt: skip
+
+    def reach(self, groups: Iterable[Group]) -> Reach:
+        groups = list(groups)
+        weights = {w for g in groups for w, _ in g.weights}
+        held = sum(int(self.model.graph.initializers[w].const_value.size) for w in weights)
+        return Reach(len(groups), self.share(held), self.time(n for g in groups for n in g.nodes))
 
 
 def profiled(
@@ -73,9 +120,9 @@ def node_times(model: ir.Model, kernels: Sequence[Kernel]) -> dict[str, float]:
     node_of |= {node.name: node.name for node in model.graph}
     times: dict[str, float] = {}
     for k in kernels:
-        name = k.name
-        while name not in node_of and _SUFFIX.search(name):
-            name = _SUFFIX.sub("", name)
+        name: str | None = k.name
+        while name is not None and name not in node_of:
+            name = next((shorter for s in _SUFFIXES if (shorter := s.sub("", name)) != name), None)
         if name in node_of:
             times[node_of[name]] = times.get(node_of[name], 0.0) + k.ms
     return times

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphprune.report import FrozenRow, count, milliseconds, number, percent, printable, spread_text
+from graphprune.report import count, milliseconds, number, percent, printable, spread_text
 from graphprune.target import Timing, speedup
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from graphprune.causes import FrozenAxis
     from graphprune.certificate import Certificate
+    from graphprune.members import Members, Weight
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class GroupRow:
     """One group of coupled channels: what it is, the nodes that shrink with it, and what it holds.
 
     The shares are of all parameters and of the whole time, and overlap between groups: a matrix between two groups
-    counts in both. exact: removing is the same as zeroing (no norm or softmax runs over the axis).
+    counts in both. exact: removing is the same as zeroing (no norm or softmax runs over the axis); inexact: else, why
+    not.
     """
 
     name: str
@@ -35,18 +38,74 @@ class GroupRow:
     parameter_share: float
     time_share: float | None
     exact: bool
+    inexact: str = ""
+
+
+@dataclass(frozen=True)
+class FrozenReason:
+    """All that is frozen for one reason, and what would free it ("" if nobody knows).
+
+    count: axes that would be groups; parameter_share: of the parameters that lie in no group for this reason;
+    locked_share: of those that would shrink if the axes were free, in groups or not; time_share: spent in nodes that
+    touch the axes. Rows overlap as groups do. weights: in no group; axes: each with its own cause.
+    """
+
+    reason: str
+    hint: str
+    count: int
+    parameter_share: float
+    locked_share: float
+    time_share: float | None
+    example: str
+    weights: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    axes: tuple[FrozenAxis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What some groups hold together, every weight and node counted once."""
+
+    groups: int
+    parameter_share: float
+    time_share: float | None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What could shrink and what is frozen, with the totals of the model; total_ms is None if nothing was timed."""
+    """What could shrink and what is frozen, with the totals of the model; total_ms is None if nothing was timed.
+
+    exact: what the exact groups hold; every: what all groups hold.
+    """
 
     model: str
     nodes: int
     n_parameters: int
     total_ms: float | None
+    exact: Reach
+    every: Reach
     groups: tuple[GroupRow, ...]
-    frozen: tuple[FrozenRow, ...]
+    frozen: tuple[FrozenReason, ...]
+
+
+@dataclass(frozen=True)
+class GroupExplanation:
+    """All about one group. outer: how many of what it may keep other channels for; makers, readers: nodes; members: the
+    part of the graph that it lies in."""
+
+    model: str
+    group: GroupRow
+    outer: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    members: Members
+
+    @property
+    def title(self) -> str:
+        """The group in one line."""
+        g = self.group
+        return f"{g.name} of {self.model}: {g.size:,} {g.kind}, {g.inexact or 'exact'}"
 
 
 @dataclass(frozen=True)
@@ -59,29 +118,80 @@ class OutputRow:
     cosine: float
 
 
-def explanation_tables(explanation: Explanation) -> Group:
+def explanation_tables(explanation: Explanation, most: int | None = None) -> Group:
+    """Totals, then what could shrink and what is frozen, what takes most time first. most: rows of each table."""
     from rich.console import Group
     from rich.text import Text
 
     e = explanation
     timed = f", {milliseconds(e.total_ms)}" if e.total_ms is not None else ""
+    lines = [f"{printable(e.model)}: {e.nodes:,} nodes, {count(e.n_parameters)} parameters{timed}", _reach_text(e)]
+    parts: list[Any] = [Text(line, style="bold") for line in lines]
+    some_inexact = e.every.groups > e.exact.groups
     groups = _table("what could shrink", ("axis", False), ("size", True), ("params", True), ("share", True),
-                    ("time", True), ("", False), ("nodes that shrink together", False))
-    for row in sorted(e.groups, key=lambda row: (-(row.time_share or 0), -row.parameter_share)):
+                    ("time", True), *[("inexact through", False)] * some_inexact, ("nodes that shrink together", False))
+    ordered = sorted(e.groups, key=lambda row: (-(row.time_share or 0), -row.parameter_share))
+    for row in ordered[:most]:
+        nature = row.inexact.removeprefix("statistic of ").split(" at ")[0]
         _row(groups, row.name, row.kind, f"{row.size:,}", count(row.n_parameters), percent(row.parameter_share),
-             percent(row.time_share), "" if row.exact else "inexact", _some(row.members))
-    frozen = _table("frozen because", ("axes", True), ("params", True), ("time", True), ("for example", False))
-    for row in sorted(e.frozen, key=lambda row: (-(row.time_share or 0), -row.parameter_share)):
-        _row(frozen, row.reason, f"{row.count:,}", percent(row.parameter_share), percent(row.time_share), row.example)
-    parts: list[Any] = [Text(f"{printable(e.model)}: {e.nodes:,} nodes, {count(e.n_parameters)} parameters{timed}, "
-                             f"{len(e.groups)} group{'s' * (len(e.groups) != 1)} that could shrink", style="bold")]
-    for table in (groups, frozen):
-        if table.row_count:
-            parts += [Text(), table]
-    if any(not row.exact for row in e.groups):
-        parts += [Text(), Text("inexact: a norm or a softmax runs over the axis, so that removing is not zeroing",
-                               style="dim")]
-    return Group(*parts)
+             percent(row.time_share), *[nature] * some_inexact, _some(row.members))
+    if groups.row_count:
+        parts += [Text(), groups]
+    if len(ordered[:most]) < len(ordered):
+        parts.append(Text(f"and {len(ordered) - most:,} more: --json FILE, or a pipe, has them all", style="dim"))
+    return Group(*parts, Text(), *_frozen_parts(e, most))
+
+
+def _reach_text(e: Explanation) -> str:
+    """What the groups hold, the exact ones and all."""
+    def held(reach: Reach) -> str:
+        time = f" and {percent(reach.time_share)} of the time" if reach.time_share is not None else ""
+        return f"{percent(reach.parameter_share)} of the parameters{time}"
+
+    n = e.exact.groups
+    text = f"{n:,} group{'s' * (n != 1)} that could shrink, with {held(e.exact)}"
+    more = e.every.groups - n
+    return text + (f"; with {more:,} inexact one{'s' * (more != 1)} {held(e.every)}" if more else "")
+
+
+def _frozen_parts(e: Explanation, most: int | None) -> list[Any]:
+    from rich.text import Text
+
+    shown = [row for row in e.frozen if row.count or row.locked_share >= 0.001]
+    if not shown:
+        return [Text("nothing is frozen: every weight with a channel axis lies in a group")]
+    table = _table("frozen because", ("axes", True), ("in no group", True), ("locked", True), ("time", True),
+                   ("for example; what would free it", False))
+    order = sorted(shown, key=lambda row: (-(row.time_share or 0), -row.locked_share, -row.parameter_share))
+    for row in order[:most]:
+        _row(table, row.reason, f"{row.count:,}", percent(row.parameter_share), percent(row.locked_share),
+             percent(row.time_share) if row.nodes else "-", row.example)
+        if row.hint:
+            _row(table, "", "", "", "", "", f"  -> {row.hint}", style="dim")
+    note = "in no group, locked: shares of the parameters; locked would shrink too if the axes were free"
+    return [table, Text(), Text(note, style="dim")]
+
+
+def group_tables(explanation: GroupExplanation) -> Group:
+    """One group: what it is, its weights, and who makes and reads it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    e, g = explanation, explanation.group
+    timed = f", {percent(g.time_share)} of the time" if g.time_share is not None else ""
+    lines = [f"{count(g.n_parameters)} parameters ({percent(g.parameter_share)}){timed}, on {len(g.members):,} nodes"]
+    if not g.exact:
+        lines.append("inexact: removing channels differs from zeroing them")
+    lines.append(f"may keep other channels for each of {' and '.join(e.outer)}" if e.outer
+                 else "keeps the same channels everywhere")  # fmt: skip
+    weights = _table("weight", ("shape, the group in brackets", False))
+    for w in e.weights:
+        _row(weights, w.name, str(w))
+    nodes = _table("node", ("operator", False), ("does", False))
+    for node in e.members.nodes:
+        if node.operators:
+            _row(nodes, node.name, ", ".join(node.operators), node.role, style="dim" if node.role == "outside" else "")
+    return Group(Text(printable(e.title), style="bold"), *map(Text, lines), Text(), weights, Text(), nodes)
 
 
 def timing_table(names: Sequence[str], timings: Sequence[Timing]) -> Table:

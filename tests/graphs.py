@@ -23,6 +23,10 @@ ort.set_default_logger_severity(4)
 
 
 def run(model: ir.Model, feed: Feed) -> dict[str, np.ndarray]:
+    return run_all(model, [feed])[0]
+
+
+def run_all(model: ir.Model, feeds: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
     """Run on ONNX Runtime, unoptimised; on the reference evaluator what ONNX Runtime has no kernel for."""
     proto = ir.to_proto(model)
     names = [v.name for v in model.graph.outputs]
@@ -30,17 +34,12 @@ def run(model: ir.Model, feed: Feed) -> dict[str, np.ndarray]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        runner = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except (ort.capi.onnxruntime_pybind11_state.NotImplemented, ort.capi.onnxruntime_pybind11_state.Fail) as e:
         if isinstance(e, ort.capi.onnxruntime_pybind11_state.Fail) and "under development" not in str(e):
             raise  # an opset that is newer than ONNX Runtime's is under development, for it
-        evaluator = onnx.reference.ReferenceEvaluator(proto, new_ops=RUNTIME_OPS)
-        return dict(zip(names, evaluator.run(names, dict(feed)), strict=True))
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-
-def run_all(model: ir.Model, feeds: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
-    return [run(model, feed) for feed in feeds]
+        runner = onnx.reference.ReferenceEvaluator(proto, new_ops=RUNTIME_OPS)
+    return [dict(zip(names, runner.run(names, dict(feed)), strict=True)) for feed in feeds]
 
 
 def model_of(

@@ -15,8 +15,8 @@ import graphprune
 from graphprune import files, progress
 from graphprune.cli import main
 from graphprune.errors import EnvironmentFault, InfeasibleTarget, ModelError, UsageError
-from graphprune.report import FrozenRow, Report
-from graphprune.tables import Explanation, GroupRow, OutputRow
+from graphprune.report import Report
+from graphprune.tables import Explanation, FrozenReason, GroupRow, OutputRow, Reach
 from graphprune.target import Timing
 from tests.test_report import sample
 
@@ -45,10 +45,10 @@ def api(monkeypatch):
     class Api:
         does: dict = field(default_factory=lambda: {
             "compile": Result(), "compile_family": [Result(), Result()], "replay": b"again",
-            "explain": Explanation("net", 12, 34_567, 8.0, (
+            "explain": Explanation("net", 12, 34_567, 8.0, Reach(1, 0.27, 0.5), Reach(2, 0.37, 0.6), (
                 GroupRow("conv1", "channels", 64, ("conv1", "bn1", "conv2", "fc"), 9408, 0.27, 0.5, True),
-                GroupRow("norm", "hidden", 32, ("ln",), 64, 0.1, None, False)),
-                (FrozenRow("graph output", 2, 0.05, 0.1, "logits"),)),
+                GroupRow("norm", "hidden", 32, ("ln",), 64, 0.1, None, False, "statistic of LayerNormalization at ln")),
+                (FrozenReason("graph output", "nothing", 2, 0.05, 0.1, 0.3, "logits", nodes=("fc",)),)),
             "bench": [Timing((10.0, 10.0)), Timing((5.0, 5.0))],
             "verify": [OutputRow("logits", 1e-6, 2e-7, 1.0)]})
         calls: list = field(default_factory=list)
@@ -80,12 +80,14 @@ def error(capsys, *args: str) -> tuple[int, str]:
 
 def test_compile_hands_everything_on_and_saves(place, api, capsys):
     assert main(["compile", "net.onnx", "--target-speedup", "2x", "--device", "host", "--calibration", "data", "--seed",
-                 "3", "--shape", "a=1x128", "--shape", "b=1", "--threads", "2", "--score", "magnitude"]) == 0
+                 "3", "--shape", "a=1x128", "--shape", "b=1", "--threads", "2", "--score", "magnitude",
+                 "--axes", "all"]) == 0
     (name, args, options), = api.calls
     assert (name, args) == ("compile", (Path("net.onnx"),))
     assert isinstance(options.pop("progress"), progress.Lines)
     assert options == {"target_speedup": 2.0, "target_latency_ms": None, "device": "host", "calibration": "data",
-                       "shapes": {"a": (1, 128), "b": (1,)}, "seed": 3, "threads": 2, "score": "magnitude"}
+                       "shapes": {"a": (1, 128), "b": (1,)}, "seed": 3, "threads": 2, "score": "magnitude",
+                       "axes": "all"}
     out = capsys.readouterr().out
     assert out.startswith("2.03x faster")
     assert "written to net-compressed: model.onnx, plan.json, report.html, report.json" in out
@@ -115,9 +117,14 @@ def test_explain_prints_tables_and_writes_json(place, api, capsys):
     assert main(["explain", "net.onnx", "--no-time", "--json", "e.json"]) == 0
     assert api.calls[0][2] == {"shapes": {}, "measure": False, "threads": 1}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "net: 12 nodes, 34.6 k parameters, 8.00 ms, 2 groups that could shrink"
+    assert lines[:2] == ["net: 12 nodes, 34.6 k parameters, 8.00 ms", "1 group that could shrink, with 27.0 % of the "
+                         "parameters and 50.0 % of the time; with 1 inexact one 37.0 % of the parameters and 60.0 % of "
+                         "the time"]
     assert any("conv1, bn1, conv2 and 1 more" in line and "50.0 %" in line for line in lines)
-    assert any(line.startswith("graph output") and "logits" in line for line in lines)
+    assert any(line.startswith("norm") and "LayerNormalization" in line for line in lines)
+    frozen = next(i for i, line in enumerate(lines) if line.startswith("graph output"))
+    assert lines[frozen].split()[2:] == ["2", "5.0", "%", "10.0", "%", "30.0", "%", "logits"]
+    assert lines[frozen + 1].strip() == "-> nothing"
     assert json.loads((place / "e.json").read_text())["groups"][0]["size"] == 64
 
 
@@ -301,7 +308,9 @@ def test_ctrl_c_of_a_real_process_exits_with_130(place):
 def test_a_reader_that_leaves_gets_no_stack_trace(place, n_rows):
     code = ("import sys, graphprune\nfrom graphprune.tables import *\n"
             f"rows = tuple(GroupRow(f'g{{i}}', 'channels', 8, (), 8, .1, None, True) for i in range({n_rows}))\n"
-            "graphprune.explain = lambda *a, **k: sys.stdin.read() or Explanation('net', 1, 1, None, rows, ())\n"
+            "none = Reach(0, 0, None)\n"
+            "graphprune.explain = lambda *a, **k: sys.stdin.read() or Explanation('net', 1, 1, None, none, none, rows, "
+            "())\n"
             "from graphprune.cli import main\nsys.exit(main(['explain', 'net.onnx']))\n")
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

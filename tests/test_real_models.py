@@ -79,7 +79,7 @@ ZOO = {
     "bert": (8, 0, 0.6),  # the output is the hidden state, so the embedding axis is frozen
     "bert_sdpa": (8, 0, 0.6),
     "gpt2": (8, 1, 0.99),
-    "llama": (9, 1, 0.99),
+    "llama": (10, 1, 0.99),
     "vit": (8, 1, 0.99),
     "swin": (16, 1, 0.95),
 }

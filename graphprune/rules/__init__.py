@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphprune.rules import (
+    attention,
     elementwise,
     fused,
     indexing,
@@ -13,14 +14,16 @@ from graphprune.rules import (
     quantised,
     recurrent,
     reductions,
+    runtime_attention,
     segments,
     shapes,
+    signals,
 )
 from graphprune.rules.base import Rule, Sample
 
 FAMILIES = (
     elementwise, layout, linear, segments, shapes, norms, reductions, pooling, indexing, recurrent, quantised,
-    fused,
+    signals, attention, runtime_attention, fused,
 )  # fmt: skip
 TABLE: dict[tuple[str, str], Rule] = {(rule.domain, rule.op): rule for family in FAMILIES for rule in family.RULES}
 

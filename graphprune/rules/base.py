@@ -194,6 +194,16 @@ class Rule:
     domain: str = ""
 
 
+def freeze_all(op: Op, t: Types, text: str) -> None:
+    """For a use of an operator that its rule does not know: every axis of every operand stays as it is."""
+    for value in op.inputs:
+        if value is not None:
+            t.freeze(t[value], op.why(text))
+    for y in op.outputs:
+        if y.name in t.shapes:
+            t.freeze(t.fresh(y), op.why(text), dynamic=True)
+
+
 def axis_of(axis: int, rank: int) -> int:
     return axis + rank if axis < 0 else axis
 

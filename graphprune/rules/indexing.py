@@ -7,7 +7,9 @@ import numpy as np
 from graphprune.dims import Dim, Type
 from graphprune.rules.base import Op, Rule, Sample, Types, axis_of
 
-_LOOKED_UP = "looked up by index"
+_LOOKED_UP = "the axis that is looked up by index"
+_WRITTEN = "the axis that is written to by index"
+_PICKED = "the axis that a mask picks from"
 _MISFIT = "indices do not line up with the data"
 
 
@@ -32,7 +34,7 @@ def scatter_elements(op: Op, t: Types) -> None:
             t.equal(a, b, op.why(_MISFIT))
             t.equal(a, c, op.why(_MISFIT))
         else:
-            t.freeze([a, b, c], op.why("scattered by index"))
+            t.freeze([a, b, c], op.why(_WRITTEN))
     t.set(op.outputs[0], t[data])
 
 
@@ -51,7 +53,7 @@ def scatter_nd(op: Op, t: Types) -> None:
     data, indices, updates = op.inputs
     depth = t.shape(indices)[-1]
     outer = len(t[indices]) - 1
-    t.freeze([*t[data][:depth], *t[indices], *t[updates][:outer]], op.why("scattered by index"))
+    t.freeze([*t[data][:depth], *t[indices], *t[updates][:outer]], op.why(_WRITTEN))
     for a, b in zip(t[data][depth:], t[updates][outer:], strict=True):
         t.equal(a, b, op.why(_MISFIT))
     t.set(op.outputs[0], t[data])
@@ -62,23 +64,36 @@ def one_hot(op: Op, t: Types) -> None:
     y = op.outputs[0]
     axis = axis_of(op.attr("axis", -1), len(t.shape(y)))
     classes = Dim(t.shape(y)[axis])
-    t.freeze(classes, op.why("classes"), dynamic=not t.is_constant(op.inputs[1]))
-    t.freeze(t[op.inputs[2]], op.why("off and on values"))
+    t.freeze(classes, op.why("the axis of classes"), dynamic=not t.is_constant(op.inputs[1]))
+    t.freeze(t[op.inputs[2]], op.why("the two values of OneHot"))
     axes = list(t[op.inputs[0]])
     axes.insert(axis, classes)
     t.set(y, axes)
 
 
-def trilu(op: Op, t: Types) -> None:
-    """A triangle of the last two axes."""
+def square(op: Op, t: Types) -> None:
+    """Matrices in the last two axes: a triangle of them, their inverse, their determinant."""
     axes = t[op.inputs[0]]
-    t.freeze(axes[-2:], op.why("cut to a triangle"))
-    t.set(op.outputs[0], axes)
+    t.freeze(axes[-2:], op.why(f"the rows and columns that {op.type} takes as a matrix"))
+    t.set(op.outputs[0], axes[:-2] if op.type == "Det" else axes)
+
+
+def tensor_scatter(op: Op, t: Types) -> None:
+    """cache [B, .., positions, ..] with update [B, .., some, ..] written from index [B] on."""
+    cache, update = op.inputs[:2]
+    axis = axis_of(op.attr("axis", -2), len(t[cache]))
+    t.freeze([t[cache][axis], t[update][axis]], op.why(_WRITTEN))
+    for i, (a, b) in enumerate(zip(t[cache], t[update], strict=True)):
+        if i != axis:
+            t.equal(a, b, op.why(_MISFIT))
+    if op.input(2) is not None:
+        t.equal(t[op.input(2)][0], t[cache][0], op.why(_MISFIT))
+    t.set(op.outputs[0], t[cache])
 
 
 def reverse_sequence(op: Op, t: Types) -> None:
     x, lengths = op.inputs
-    t.freeze(t[x][op.attr("time_axis", 0)], op.why("reversed"))
+    t.freeze(t[x][op.attr("time_axis", 0)], op.why("the axis that is reversed"))
     t.equal(t[x][op.attr("batch_axis", 1)], t[lengths][0], op.why(_MISFIT))
     t.set(op.outputs[0], t[x])
 
@@ -89,10 +104,10 @@ def compress(op: Op, t: Types) -> None:
     axes: list[Type] = list(t[x])
     axis = op.attr("axis")
     picked = Dim(t.shape(op.outputs[0])[-1 if axis is None else axis])
-    t.freeze([*t[mask], picked], op.why("picked by a mask"), dynamic=True)
+    t.freeze([*t[mask], picked], op.why(_PICKED), dynamic=True)
     first = 0 if axis is None else axis_of(axis, len(axes))
     past = len(axes) if axis is None else first + 1
-    t.freeze(axes[first:past], op.why("picked by a mask"))
+    t.freeze(axes[first:past], op.why(_PICKED))
     t.set(op.outputs[0], [*axes[:first], picked, *axes[past:]])
 
 
@@ -100,7 +115,7 @@ def by_position(op: Op, t: Types) -> None:
     """Every axis of every operand matters by position, size or order."""
     for v in (*op.inputs, *op.outputs):
         if v is not None and v.name in t.shapes:
-            t.freeze(t[v] if v.name in t.axes else t.fresh(v), op.why(f"{op.type} depends on size or order"),
+            t.freeze(t[v] if v.name in t.axes else t.fresh(v), op.why(f"every axis of {op.type}, by size and order"),
                      dynamic=v.name not in t.axes)
 
 
@@ -136,9 +151,18 @@ RULES = (
         Sample("i = Cast<to=7>(x)\nd = Constant<value_int=3>()\nv = Constant<value_floats=[0.0,1.0]>()\n"
                "y = OneHot<axis=1>(i, d, v)", (2, 6), out_axis=2, groups=(6,)),
     )),
-    Rule("Trilu", trilu, (
-        Sample("y = Trilu(x)", (2, 6, 4, 4), groups=(6,)),
-        Sample("y = Trilu(x)", (2, 6, 4)),
+    *(
+        Rule(op, square, (
+            Sample(f"y = {prefix}{op}(x)", (2, 6, 4, 4), groups=(6,)),
+            Sample(f"y = {prefix}{op}(x)", (2, 4, 4), out_axis=0 if op == "Det" else 1),
+        ), domain)
+        for domain, prefix in (("", ""), ("com.microsoft", "com.microsoft."))
+        for op in ("Trilu", "Det" if not domain else "Inverse")
+    ),
+    Rule("TensorScatter", tensor_scatter, (
+        Sample("y = TensorScatter(c, x, i)", (2, 6, 2, 4), weights={"c": (2, 6, 5, 4), "i": np.array([1, 2])},
+               groups=(6,), opset=24),
+        Sample("y = TensorScatter<axis=1>(x, u)", (2, 6, 4), weights={"u": (2, 3, 4)}, opset=24),
     )),
     Rule("ReverseSequence", reverse_sequence, (
         Sample("y = ReverseSequence<time_axis=0, batch_axis=1>(x, l)", (4, 3, 6), axis=2, out_axis=2,
@@ -156,6 +180,13 @@ RULES = (
             ("RandomNormalLike", "n = RandomNormalLike(x)\ny = Add(x, n)"),
             ("RandomUniformLike", "n = RandomUniformLike(x)\ny = Add(x, n)"),
             ("Bernoulli", "p = Sigmoid(x)\nb = Bernoulli(p)\ny = Add(x, b)"),
+            ("RandomNormal", "n = RandomNormal<shape=[6,4]>()\ny = Add(x, n)"),
+            ("RandomUniform", "n = RandomUniform<shape=[6,4]>()\ny = Add(x, n)"),
+            ("Multinomial", "f = Flatten(x)\nn = Multinomial<sample_size=1>(f)\nc = Cast<to=1>(n)\n"
+                            "k = Constant<value_ints=[2,1,1]>()\nm = Reshape(c, k)\ny = Add(x, m)"),
+            ("EyeLike", "f = Flatten(x)\ne = EyeLike(f)\nm = ReduceMax(e)\ny = Mul(x, m)"),
+            ("NonMaxSuppression", "s = Transpose<perm=[0,2,1]>(x)\nn = Constant<value_ints=[3]>()\n"
+                                  "i = NonMaxSuppression(x, s, n)\ny = Cast<to=1>(i)"),
         )
     ),
 )

@@ -19,7 +19,7 @@ def regroup(t: Types, op: Op, axes: Sequence[Type], shape: Sequence[int]) -> lis
     alone. Several axes becoming one is a product; anything else is fresh axes and one equation.
     """
     if 0 in shape:
-        t.freeze(list(axes), op.why("empty tensor"))
+        t.freeze(list(axes), op.why("the axes of an empty tensor"))
         return _frozen(t, op, shape)
     result: list[Type] = []
     i = j = 0
@@ -48,7 +48,7 @@ def regroup(t: Types, op: Op, axes: Sequence[Type], shape: Sequence[int]) -> lis
 
 def _frozen(t: Types, op: Op, shape: Sequence[int]) -> list[Type]:
     axes = [Dim(n) for n in shape]
-    t.freeze(axes, op.why("empty tensor"))
+    t.freeze(axes, op.why("the axes of an empty tensor"))
     return axes
 
 
@@ -88,6 +88,7 @@ RULES = (
         Sample("y = Squeeze<axes=[2]>(x)", (2, 6, 1), groups=(6,), opset=11),
     )),
     Rule("Unsqueeze", relayout, (
+        Sample("y = Unsqueeze<axes=[0,3]>(x)", (2, 6, 4), out_axis=2, groups=(6,), opset=11),
         Sample("i = Constant<value_ints=[0,3]>()\ny = Unsqueeze(x, i)", (2, 6, 4), out_axis=2, groups=(6,)),
     )),
     Rule("Transpose", transpose, (

@@ -36,9 +36,9 @@ def batch_norm(op: Op, t: Types) -> None:
     axes = t[x]
     channels = axes[1] if len(axes) > 1 else ONE
     if op.attr("spatial", 1) == 0:  # before opset 9: one statistic per feature
-        t.freeze(axes, op.why("BatchNormalization per feature"))
+        t.freeze(axes, op.why("every axis of BatchNormalization per feature"))
         for v in op.inputs[1:]:
-            t.freeze(t[v], op.why("BatchNormalization per feature"))
+            t.freeze(t[v], op.why("every axis of BatchNormalization per feature"))
     else:
         for v in op.inputs[1:]:
             align(op, t, [channels], v)
@@ -85,13 +85,46 @@ def skip_layer_norm(op: Op, t: Types) -> None:
 
 def group_norm(op: Op, t: Types) -> None:
     """x [N, Prod(G, c), *s]: statistics within a group, so whole groups go exactly. Scale is [G], from opset 21 [C]."""
+    grouped(op, t, 1, "num_groups", op.inputs[1:3])
+    t.set(op.outputs[0], t[op.inputs[0]])
+
+
+def runtime_group_norm(op: Op, t: Types) -> None:
+    """x [N, *s, C] or [N, C, *s], gamma, beta [C]; SkipGroupNorm: of the sum of x, skip [.., C] and bias [C], which is
+    output 2."""
+    x, *_ = op.inputs
+    axis = len(t[x]) - 1 if op.attr("channels_last", 1) else 1
+    grouped(op, t, axis, "groups", op.inputs[1:3])
+    skip = op.input(3)
+    if skip is not None and len(t[skip]) == 2:
+        align(op, t, [t[x][0], t[x][axis]], skip)
+    else:
+        align(op, t, t[x], skip)
+    align(op, t, [t[x][axis]], op.input(4))
+    for y in op.outputs:
+        if y.name in t.shapes:
+            t.set(y, t[x])
+
+
+def grouped(op: Op, t: Types, axis: int, attribute: str, scales: Sequence[ir.Value]) -> None:
+    """Statistics within each group of the channels and over the axes behind the batch. Scales are [C] or [G]."""
     axes = t[op.inputs[0]]
-    g, inner = Dim(op.attr("num_groups")), Dim(axes[1].size // op.attr("num_groups"))
-    t.equal(axes[1], Prod((g, inner)), op.why("channels do not divide into the groups"))
-    for v in op.inputs[1:]:
-        align(op, t, [axes[1] if t.shape(v)[0] == axes[1].size else g], v)
-    statistic(op, t, [inner, *axes[2:]])
-    t.patch(op.node, SizeAttribute("num_groups", g))
+    g = Dim(op.attr(attribute))
+    inner = Dim(axes[axis].size // g.size)
+    t.equal(axes[axis], Prod((g, inner)), op.why("channels do not divide into the groups"))
+    for v in scales:
+        align(op, t, [axes[axis] if t.shape(v)[0] == axes[axis].size else g], v)
+    statistic(op, t, [inner, *(a for i, a in enumerate(axes) if i not in (0, axis))])
+    t.patch(op.node, SizeAttribute(attribute, g))
+
+
+def gated_norm(op: Op, t: Types) -> None:
+    """x [.., H c] and a gate like it, scale [c]: statistics over the c of each of H heads."""
+    x, scale, gate = op.inputs
+    axes = t[x]
+    t.equal(axes[-1], Prod((Dim(axes[-1].size // t.shape(scale)[0]), t[scale][0])), op.why(_MISFIT))
+    align(op, t, axes, gate)
+    statistic(op, t, [t[scale][0]])
     t.set(op.outputs[0], axes)
 
 
@@ -116,7 +149,7 @@ def mean_variance(op: Op, t: Types) -> None:
 def local_response(op: Op, t: Types) -> None:
     """Each channel is scaled by its neighbours: who is next to whom must stay."""
     axes = t[op.inputs[0]]
-    t.freeze(axes[1], op.why("neighbouring channels"))
+    t.freeze(axes[1], op.why("the axis of channels, scaled by their neighbours"))
     t.set(op.outputs[0], axes)
 
 
@@ -125,6 +158,7 @@ _STATISTICS = {**_SCALE, "m": (6,), "v": np.linspace(0.5, 2.0, 6, dtype=np.float
 
 RULES = (
     Rule("BatchNormalization", batch_norm, (
+        Sample("y = BatchNormalization(x, s, b, m, v)", (2, 6, 4, 4), weights=_STATISTICS, groups=(6,), opset=7),
         Sample("y = BatchNormalization(x, s, b, m, v)", (2, 6, 4, 4), weights=_STATISTICS,
                groups=(6,)),
         Sample("y, r, q = BatchNormalization<training_mode=1>(x, s, b, m, v)", (2, 6, 4, 4),
@@ -161,6 +195,20 @@ RULES = (
         Sample("y = GroupNormalization<num_groups=3>(x, s, b)", (2, 12, 4, 4), weights={"s": (12,), "b": (12,)},
                groups=(3,), inexact=(4,), opset=21),
     )),
+    Rule("GroupNorm", runtime_group_norm, (
+        Sample("y = com.microsoft.GroupNorm<groups=3, activation=0>(x, s, b)", (2, 4, 4, 12), axis=3, out_axis=3,
+               weights={"s": (12,), "b": (12,)}, groups=(3,), inexact=(4,)),
+        Sample("y = com.microsoft.GroupNorm<groups=3, activation=0, channels_last=0>(x, s, b)", (2, 12, 4, 4),
+               weights={"s": (12,), "b": (12,)}, groups=(3,), inexact=(4,)),
+    ), domain="com.microsoft"),
+    Rule("SkipGroupNorm", runtime_group_norm, (
+        Sample("y, r = com.microsoft.SkipGroupNorm<groups=3, activation=0>(x, s, b, k, c)", (2, 4, 4, 12), axis=3,
+               out_axis=3, weights={"s": (12,), "b": (12,), "k": (2, 12), "c": (12,)}, groups=(3,), inexact=(4,)),
+    ), domain="com.microsoft"),
+    Rule("GatedRMSNorm", gated_norm, (
+        Sample("y = com.microsoft.GatedRMSNorm(x, s, x)", (2, 3, 12), axis=2, out_axis=2, weights={"s": (4,)},
+               groups=(3,), inexact=(4,)),
+    ), domain="com.microsoft"),
     Rule("LpNormalization", along_axis(-1), (
         Sample("y = LpNormalization<axis=1>(x)", (2, 6, 4), inexact=(6,)),
         Sample("y = LpNormalization(x)", (2, 6, 4), groups=(6,)),

@@ -19,14 +19,30 @@ def pool(op: Op, t: Types) -> None:
     for indices in op.outputs[1:]:
         if indices.name in t.shapes:
             if indices.uses() or indices.is_graph_output():
-                t.freeze(t[x][1], op.why("counted through by MaxPool's indices"))
+                t.freeze(t[x][1], op.why(_COUNTED))
             t.set(indices, t[op.outputs[0]])
+
+
+def channels_last_pool(op: Op, t: Types) -> None:
+    """x [N, *s, C] -> y [N, *s', C]; the ones that know both layouts say so in an attribute."""
+    last = bool(op.attr("channels_last", op.type == "NhwcMaxPool"))
+    spatial(op, t, t[op.inputs[0]][-1 if last else 1], channels_last=last)
+
+
+def unpool(op: Op, t: Types) -> None:
+    """x [N, C, *s] written to the places that MaxPool's indices, which count through N, C and space, say."""
+    x, indices = op.inputs[:2]
+    t.freeze([*t[x][:2], *t[indices]], op.why(_COUNTED))
+    spatial(op, t, t[x][1])
 
 
 def global_pool(op: Op, t: Types) -> None:
     x = op.inputs[0]
-    t.freeze(t[x][2:], op.why("spatial axis"))
-    t.set(op.outputs[0], [*t[x][:2], *[ONE] * (len(t[x]) - 2)])
+    where = slice(1, -1) if op.attr("channels_last", 0) else slice(2, None)
+    t.freeze(t[x][where], op.why("spatial axis"))
+    axes: list[Type] = list(t[x])
+    axes[where] = [ONE] * len(axes[where])
+    t.set(op.outputs[0], axes)
 
 
 def resize(op: Op, t: Types) -> None:
@@ -68,12 +84,40 @@ def grid_sample(op: Op, t: Types) -> None:
     t.set(op.outputs[0], [*t[x][:2], *t[grid][1:-1]])
 
 
+def affine_grid(op: Op, t: Types) -> None:
+    """theta [N, r, r + 1], size (N, C, *s) -> [N, *s, r]. C is asked for and not used."""
+    theta, y = op.inputs[0], op.outputs[0]
+    rank = t.shape(y)[-1]
+    coordinates = Dim(rank)
+    space = [Dim(n) for n in t.shape(y)[1:-1]]
+    t.freeze([coordinates, *t[theta][1:]], op.why("the axis of coordinates"))
+    t.freeze(space, op.why("spatial axis"), dynamic=True)
+    t.set(y, [t[theta][0], *space, coordinates])
+    sizes = t.known(op.inputs[1])
+    if sizes is None:
+        t.freeze(t[theta][0], op.why("the axis sized by data"), dynamic=True)
+    else:
+        sizes_operand(op, t, 1, [t[theta][0], Dim(int(sizes[1])), *space])
+
+
+def columns_to_image(op: Op, t: Types) -> None:
+    """x [N, C taps, blocks], image shape, block shape -> [N, C, *image]."""
+    x, _, block = op.inputs
+    y = op.outputs[0]
+    channels, taps = Dim(t.shape(y)[1]), Dim(int(np.prod(t.known(block))))
+    t.freeze([taps, t[x][2]], op.why("kernel taps"))
+    t.equal(t[x][1], Prod((channels, taps)), op.why("channels do not divide"))
+    space = [Dim(n) for n in t.shape(y)[2:]]
+    t.freeze(space, op.why("spatial axis"), dynamic=True)
+    t.set(y, [t[x][0], channels, *space])
+
+
 def roi(op: Op, t: Types) -> None:
     """x [N, C, h, w], regions [R, ..] -> [R, C, h', w']."""
     x, regions = op.inputs[:2]
-    t.freeze([t[x][0], *t[x][2:]], op.why("looked up by region"))
+    t.freeze([t[x][0], *t[x][2:]], op.why("the axes that regions are cut from"))
     for v in op.inputs[1:]:
-        t.freeze(t[v], op.why("regions"), dynamic=True)
+        t.freeze(t[v], op.why("the axis of regions"), dynamic=True)
     size = [Dim(n) for n in t.shape(op.outputs[0])[2:]]
     t.freeze(size, op.why("spatial axis"))
     t.set(op.outputs[0], [t[regions][0], t[x][1], *size])
@@ -84,7 +128,7 @@ def space_and_channels(op: Op, t: Types) -> None:
     x, y = op.inputs[0], op.outputs[0]
     block = op.attr("blocksize")
     blocks = [Dim(block), Dim(block)]
-    t.freeze(blocks, op.why("pixels of a block"))
+    t.freeze(blocks, op.why("the pixels of a block"))
     t.freeze(t[x][2:], op.why("spatial axis"))
     if op.type == "SpaceToDepth":
         channels: Type = Prod((*blocks, t[x][1]))
@@ -97,7 +141,10 @@ def space_and_channels(op: Op, t: Types) -> None:
     t.set(y, [t[x][0], channels, *space])
 
 
+_COUNTED = "the axis of channels, counted through by MaxPool's indices"
 _X = (2, 6, 4, 4)
+_BYTES = {"s": np.array(0.05, np.float32), "z": np.array(128, np.uint8)}
+_REGIONS = np.array([[0, 0, 0, 3, 3], [1, 1, 1, 3, 3]], np.float32)
 
 
 def _one(op: str, apply: Callable[[Op, Types], None], text: str, *more: Sample) -> Rule:
@@ -118,6 +165,8 @@ RULES = (
                 groups=(6,)),
          Sample('n = Constant<value_ints=[2,6,8,7]>()\ny = Resize<mode="linear">(x, , , n)', _X, groups=(6,)),
          Sample('n = Constant<value_ints=[8,7]>()\ny = Resize<axes=[2,3]>(x, , , n)', _X, groups=(6,)),
+         Sample("y = Resize(x, r, s)", _X, weights={"s": np.array([1, 1, 2, 2], np.float32),
+                                                    "r": np.zeros(0, np.float32)}, groups=(6,), opset=11),
          Sample("y = Resize(x, s)", _X, weights={"s": np.array([1, 1, 2, 2], np.float32)}, groups=(6,), opset=10),
          Sample("y = Resize(x, , s)", _X, weights={"s": np.array([1, 1.5, 2, 2], np.float32)}))),
     Rule("Upsample", resize, (
@@ -130,6 +179,48 @@ RULES = (
     Rule("RoiAlign", roi, (
         Sample("y = RoiAlign<output_height=2, output_width=2>(x, r, i)", _X,
                weights={"r": np.array([[0, 0, 3, 3], [1, 1, 3, 3]], np.float32), "i": np.array([0, 1])}, groups=(6,)),
+    )),
+    Rule("MaxRoiPool", roi, (
+        Sample("y = MaxRoiPool<pooled_shape=[2,2]>(x, r)", _X, weights={"r": _REGIONS}, groups=(6,)),
+    )),
+    Rule("CropAndResize", roi, (
+        Sample("y = com.microsoft.CropAndResize(x, r, i, n)", _X,
+               weights={"r": np.array([[0, 0, 1, 1], [0.2, 0.2, 1, 1]], np.float32), "i": np.array([0, 1], np.int32),
+                        "n": np.array([2, 2], np.int32)}, groups=(6,)),
+    ), domain="com.microsoft"),
+    Rule("MaxUnpool", unpool, (
+        Sample("p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)\n"
+               "y = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(p, i)", _X),
+    )),
+    Rule("NhwcMaxPool", channels_last_pool, (
+        Sample("q = QuantizeLinear(x, s, z)\np = com.microsoft.NhwcMaxPool<kernel_shape=[2,2]>(q)\n"
+               "y = DequantizeLinear(p, s, z)", (2, 4, 4, 6), axis=3, out_axis=3, weights=_BYTES, groups=(6,)),
+    ), domain="com.microsoft"),
+    Rule("QLinearAveragePool", channels_last_pool, (
+        Sample("q = QuantizeLinear(x, s, z)\n"
+               "p = com.microsoft.QLinearAveragePool<kernel_shape=[2,2]>(q, s, z, s, z)\n"
+               "y = DequantizeLinear(p, s, z)", _X, weights=_BYTES, groups=(6,)),
+        Sample("q = QuantizeLinear(x, s, z)\n"
+               "p = com.microsoft.QLinearAveragePool<kernel_shape=[2,2], channels_last=1>(q, s, z, s, z)\n"
+               "y = DequantizeLinear(p, s, z)", (2, 4, 4, 6), axis=3, out_axis=3, weights=_BYTES, groups=(6,)),
+    ), domain="com.microsoft"),
+    Rule("QLinearGlobalAveragePool", global_pool, tuple(
+        Sample("q = QuantizeLinear(x, s, z)\n"
+               f"p = com.microsoft.QLinearGlobalAveragePool<channels_last={last}>(q, s, z, s, z)\n"
+               "y = DequantizeLinear(p, s, z)", shape, axis=axis, out_axis=axis, weights=_BYTES, groups=(6,))
+        for last, shape, axis in ((0, _X, 1), (1, (2, 4, 4, 6), 3))
+    ), domain="com.microsoft"),
+    Rule("AffineGrid", affine_grid, (
+        Sample("n = Constant<value_ints=[2,6,3,3]>()\nl = Constant<value_ints=[2,2,3]>()\nf = Flatten(x)\n"
+               "h = MatMul(f, v)\ntheta = Reshape(h, l)\ng = AffineGrid(theta, n)\ny = GridSample(x, g)", _X,
+               weights={"v": (np.arange(576) % 7 - 3).astype(np.float32).reshape(96, 6) / 99}, groups=(6,),
+               opset=20),
+        Sample("n = Shape(x)\ng = AffineGrid(theta, n)\ny = GridSample(x, g)", _X, weights={"theta": (2, 2, 3)},
+               groups=(6,), opset=20),
+    )),
+    Rule("Col2Im", columns_to_image, (
+        Sample("i = Constant<value_ints=[5,5]>()\nb = Constant<value_ints=[2,2]>()\ny = Col2Im(x, i, b)",
+               (2, 24, 16), groups=(6,)),
     )),
     Rule("DepthToSpace", space_and_channels, (
         Sample("y = DepthToSpace<blocksize=2>(x)", (2, 12, 3, 3), groups=(3,)),

@@ -3,8 +3,10 @@ statistics, so removing an index differs from zeroing it; ranks and running sums
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphprune.dims import ONE, Dim, Type
-from graphprune.rules.base import Op, Rule, Sample, Types, axis_of
+from graphprune.rules.base import Op, Rule, Sample, Types, axis_of, freeze_all
 from graphprune.rules.norms import statistic
 
 
@@ -14,8 +16,7 @@ def reduce(op: Op, t: Types) -> None:
     axes = t[x]
     reduced = _reduced(op, t, len(axes))
     if reduced is None:
-        t.freeze(axes, op.why("reduced over axes computed at run time"))
-        t.freeze(t.fresh(y), op.why("reduced over axes computed at run time"), dynamic=True)
+        freeze_all(op, t, "every axis of a reduction over axes computed at run time")
         return
     for i in reduced:
         if op.type == "ReduceSum":
@@ -43,7 +44,7 @@ def arg(op: Op, t: Types) -> None:
     """The position of the largest or smallest: the axis is looked at as a whole and freezes."""
     axes = list(t[op.inputs[0]])
     axis = axis_of(op.attr("axis", 0), len(axes))
-    t.freeze(axes[axis], op.why("ranked"))
+    t.freeze(axes[axis], op.why("the axis that is ranked"))
     axes[axis : axis + 1] = [ONE] if op.attr("keepdims", 1) else []
     t.set(op.outputs[0], axes)
 
@@ -51,9 +52,9 @@ def arg(op: Op, t: Types) -> None:
 def top_k(op: Op, t: Types) -> None:
     axes: list[Type] = list(t[op.inputs[0]])
     axis = axis_of(op.attr("axis", -1), len(axes))
-    t.freeze(axes[axis], op.why("ranked"))
+    t.freeze(axes[axis], op.why("the axis that is ranked"))
     axes[axis] = Dim(t.shape(op.outputs[0])[axis])
-    t.freeze(axes[axis], op.why("ranks"), dynamic=not t.is_constant(op.input(1)) and op.version >= 10)
+    t.freeze(axes[axis], op.why("the axis of ranks"), dynamic=not t.is_constant(op.input(1)) and op.version >= 10)
     for y in op.outputs:
         t.set(y, axes)
 
@@ -63,7 +64,7 @@ def cumulate(op: Op, t: Types) -> None:
     axes = t[op.inputs[0]]
     axis = t.known(op.inputs[1]) if t.is_constant(op.inputs[1]) else None
     along = axes if axis is None else [axes[axis_of(int(axis.reshape(())), len(axes))]]
-    t.freeze(list(along), op.why("accumulated in order"))
+    t.freeze(list(along), op.why("the axis that is accumulated in order"))
     t.set(op.outputs[0], axes)
 
 
@@ -96,6 +97,7 @@ RULES = (
     Rule("TopK", top_k, (
         Sample("k = Constant<value_ints=[2]>()\ny, i = TopK(x, k)", (2, 6, 4), groups=(6,)),
         Sample("k = Constant<value_ints=[2]>()\ny, i = TopK<axis=1>(x, k)", (2, 6, 4)),
+        Sample("y, i = TopK(x, k)", (2, 6, 4), weights={"k": np.array([2])}, groups=(6,), opset=10),
         Sample("y, i = TopK<k=2>(x)", (2, 6, 4), groups=(6,), opset=9),
     )),
     *(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import onnx_ir as ir
 
 from graphprune.dims import ONE, Dim, Prod, Sum, Type, cut, norm
 from graphprune.patches import (
@@ -16,18 +19,26 @@ from graphprune.patches import (
 from graphprune.rules.base import Entry, Op, Rule, Sample, Types, axis_of
 from graphprune.rules.shapes import is_dynamic, sizes_operand
 
+_PADDED = "the axis that is cropped or padded, and not by a constant"
 _JOIN = "axes joined by concatenation do not line up"
+_UNEVEN = "the axis that is sliced backwards or in steps that do not divide it"
+_AT_RUN_TIME = "the axis whose slice bounds are computed at run time"
 
 
 def concat(op: Op, t: Types) -> None:
+    join(op, t, op.inputs)
+
+
+def join(op: Op, t: Types, parts: Sequence[ir.Value]) -> None:
+    """The output is `parts` side by side along the attribute's axis."""
     y = op.outputs[0]
     axis = axis_of(op.attr("axis", 1), len(t.shape(y)))
-    result = list(t[op.inputs[0]])
-    for v in op.inputs[1:]:
+    result = list(t[parts[0]])
+    for v in parts[1:]:
         for i, a in enumerate(t[v]):
             if i != axis:
                 t.equal(result[i], a, op.why(_JOIN))
-    result[axis] = Sum([t[v][axis] for v in op.inputs])
+    result[axis] = Sum([t[v][axis] for v in parts])
     t.set(y, result)
 
 
@@ -71,12 +82,12 @@ def slice_(op: Op, t: Types) -> None:
         elif step > 1 and t.shape(y)[axis] * step == whole.size and _aligned(start, end, whole):
             result[axis] = Dim(whole.size // step)
             inner = Dim(step)
-            t.freeze(inner, op.why("strided slice"))
+            t.freeze(inner, op.why("the steps of a strided slice"))
             t.equal(whole, Prod((result[axis], inner)), op.why("strided slice does not line up"))
         else:
-            t.freeze(whole, op.why("reversed or uneven strided slice"))
+            t.freeze(whole, op.why(_UNEVEN))
             result[axis] = Dim(t.shape(y)[axis])
-            t.freeze(result[axis], op.why("reversed or uneven strided slice"))
+            t.freeze(result[axis], op.why(_UNEVEN))
     t.set(y, result)
     if op.version >= 10:
         t.patch(op.node, BoundsOperand(1, starts, tuple(touched)))
@@ -101,9 +112,9 @@ def _opaque(op: Op, t: Types, sliced: set[int]) -> None:
     x, y = op.inputs[0], op.outputs[0]
     result = list(t[x])
     for axis in sliced:
-        t.freeze(result[axis], op.why("slice bounds computed at run time"))
+        t.freeze(result[axis], op.why(_AT_RUN_TIME))
         result[axis] = Dim(t.shape(y)[axis])
-        t.freeze(result[axis], op.why("slice bounds computed at run time"), dynamic=True)
+        t.freeze(result[axis], op.why(_AT_RUN_TIME), dynamic=True)
     t.set(y, result)
 
 
@@ -126,11 +137,11 @@ def gather(op: Op, t: Types) -> None:
             if picked:
                 t.equal(picked[0], piece, op.why("gathered range does not line up"))
             else:  # a scalar index drops the axis, so the index it picks must stay
-                t.freeze(piece, op.why("picked by index"))
+                t.freeze(piece, op.why("the one index that is picked"))
             t.set(op.outputs[0], [*axes[:axis], *picked, *axes[axis + 1 :]])
             t.patch(op.node, IndexOperand(1, old, axes[axis], picked[0] if picked else ONE))
             return
-    t.freeze(axes[axis], op.why("looked up by index"))
+    t.freeze(axes[axis], op.why("the axis that is looked up by index"))
     t.set(op.outputs[0], [*axes[:axis], *picked, *axes[axis + 1 :]])
 
 
@@ -147,7 +158,7 @@ def expand(op: Op, t: Types) -> None:
             continue
         grown = Dim(n)
         if _varies(entry):
-            t.freeze(grown, op.why("repeated to a size known at run time"), dynamic=True)
+            t.freeze(grown, op.why("the axis that is repeated to a size known at run time"), dynamic=True)
         result.append(grown)
     t.set(y, result)
     sizes_operand(op, t, 1, result[len(result) - t.shape(op.inputs[1])[0] :])
@@ -164,7 +175,7 @@ def tile(op: Op, t: Types) -> None:
     for n, m, entry in zip(t.shape(x), t.shape(y), t.entries(op.inputs[1]), strict=True):
         count = Dim(m // n) if n else ONE
         if _varies(entry):
-            t.freeze(count, op.why("repeated a number of times known at run time"), dynamic=True)
+            t.freeze(count, op.why("the repeats of an axis, known at run time"), dynamic=True)
         counts.append(count)
     t.set(y, [Prod((count, axis)) for count, axis in zip(counts, t[x], strict=True)])
     sizes_operand(op, t, 1, counts)
@@ -175,18 +186,36 @@ def pad(op: Op, t: Types) -> None:
     x, y = op.inputs[0], op.outputs[0]
     pads = t.known(op.input(1)) if op.version >= 11 else np.asarray(op.attr("pads"))
     constant = op.attr("mode", "constant") == "constant" and (op.version < 11 or t.is_constant(op.input(1)))
-    if not constant or op.input(3) is not None:
+    if not constant or not (op.input(3) is None or t.is_constant(op.input(3))):
         return _opaque_where_resized(op, t)
-    before, after = np.split(np.asarray(pads).reshape(-1), 2)
+    before, after = _per_axis(op, t, np.split(np.asarray(pads).reshape(-1), 2))
     result: list[Type] = []
     for axis, b, a in zip(t[x], before, after, strict=True):
         if b < 0 or a < 0:
             return _opaque_where_resized(op, t)
         sides = [Dim(int(b)), Dim(int(a))]
-        t.freeze(sides, op.why("padding"))
+        t.freeze(sides, op.why("the padding beside an axis"))
         result.append(Sum((sides[0], axis, sides[1])) if a or b else axis)
     t.set(y, result)
     return None
+
+
+def _per_axis(op: Op, t: Types, halves: list[np.ndarray]) -> list[np.ndarray]:
+    """Paddings of every axis; those that the list of axes (from opset 18) leaves out have none."""
+    rank = len(t[op.inputs[0]])
+    axes = range(rank) if op.input(3) is None else [axis_of(int(a), rank) for a in t.known(op.input(3)).reshape(-1)]
+    full = np.zeros((2, rank), np.int64)
+    full[:, list(axes)] = halves
+    return list(full)
+
+
+def center_crop_pad(op: Op, t: Types) -> None:
+    """Each axis, or each in the list of axes, cut or padded on both sides to a size: those that keep theirs pass."""
+    x, y = op.inputs[0], op.outputs[0]
+    rank = len(t[x])
+    axes = [axis_of(a, rank) for a in op.attr("axes") or range(rank)]
+    _opaque_where_resized(op, t)
+    sizes_operand(op, t, 1, [t[y][a] for a in axes])
 
 
 def _opaque_where_resized(op: Op, t: Types) -> None:
@@ -196,9 +225,9 @@ def _opaque_where_resized(op: Op, t: Types) -> None:
         if axis.size == n:
             result.append(axis)
             continue
-        t.freeze(axis, op.why("axis padded by reflection or by a computed amount"))
+        t.freeze(axis, op.why(_PADDED))
         result.append(Dim(n))
-        t.freeze(result[-1], op.why("padded axis"), dynamic=True)
+        t.freeze(result[-1], op.why(_PADDED), dynamic=True)
     t.set(y, result)
 
 
@@ -207,9 +236,15 @@ def constant_of_shape(op: Op, t: Types) -> None:
     axes = t.fresh(op.outputs[0])
     for axis, entry in zip(axes, t.entries(op.inputs[0]), strict=True):
         if _varies(entry):
-            t.freeze(axis, op.why("sized at run time"), dynamic=True)
+            t.freeze(axis, op.why("the axis sized at run time"), dynamic=True)
     sizes_operand(op, t, 0, axes)
 
+
+_EVEN_AND_ODD = (
+    "z = Constant<value_ints=[0]>()\no = Constant<value_ints=[1]>()\ne = Constant<value_ints=[9223372036854775807]>()\n"
+    "d = Constant<value_ints=[2]>()\np = Constant<value_ints=[2]>()\na = Slice(x, z, e, d, p)\n"
+    "b = Slice(x, o, e, d, p)\n"
+)
 
 RULES = (
     Rule("Concat", concat, (
@@ -221,6 +256,8 @@ RULES = (
                groups=(2, 4)),
         Sample("a, b = Split<axis=1, num_outputs=2>(x)\ny = Mul(a, b)", (2, 6, 4), groups=(3,)),
         Sample("a, b = Split<axis=1>(x)\ny = Mul(a, b)", (2, 6, 4), groups=(3,), opset=11),
+        Sample("a, b = Split<axis=1, split=[2,4]>(x)\ny = Concat<axis=1>(b, a)", (2, 6, 4), groups=(2, 4), opset=7),
+        Sample("a, b = Split<axis=1>(x)\ny = Mul(a, b)", (2, 6, 4), groups=(3,), opset=13),
     )),
     Rule("Slice", slice_, (
         Sample("s = Constant<value_ints=[1]>()\ne = Constant<value_ints=[-1]>()\na = Constant<value_ints=[1]>()\n"
@@ -231,6 +268,15 @@ RULES = (
         Sample("s = Constant<value_ints=[-1]>()\ne = Constant<value_ints=[-100]>()\na = Constant<value_ints=[1]>()\n"
                "p = Constant<value_ints=[-1]>()\ny = Slice(x, s, e, a, p)", (2, 6, 4)),
         Sample("y = Slice<starts=[2], ends=[6], axes=[1]>(x)", (2, 6, 4), groups=(4,), opset=9),
+        Sample("y = Slice<starts=[0,1], ends=[9,-1]>(x)", (2, 6, 4), groups=(4,), opset=7),
+        Sample(f"{_EVEN_AND_ODD}n = Neg(b)\nm = Constant<value_ints=[-1]>()\nu = Unsqueeze(n, m)\n"
+               "v = Unsqueeze(a, m)\nc = Concat<axis=-1>(u, v)\nf = Constant<value_ints=[0,0,-1]>()\n"
+               "r = Reshape(c, f)\nt = Mul(r, w)\ny = Add(t, x)", (2, 3, 6), axis=2, out_axis=2,
+               weights={"w": (3, 6)}, groups=(3,)),  # rotary embedding of neighbours
+        Sample(f"{_EVEN_AND_ODD}y = Concat<axis=1>(a, b)", (2, 6, 4), axis=1, groups=(6,)),  # space to channels
+        Sample("z = Constant<value_ints=[0]>()\nc = Constant<value_ints=[4]>()\ne = Constant<value_ints=[99]>()\n"
+               "d = Constant<value_ints=[1]>()\na = Slice(x, z, c, d)\nb = Slice(x, c, e, d)\n"
+               "y = Concat<axis=1>(b, a)", (2, 6, 4), groups=(2, 4)),  # torch.roll
     )),
     Rule("Gather", gather, (
         Sample("i = Constant<value_ints=[2,3,4,5]>()\ny = Gather<axis=1>(x, i)", (2, 6, 4), groups=(4,)),
@@ -248,8 +294,18 @@ RULES = (
     )),
     Rule("Pad", pad, (
         Sample("p = Constant<value_ints=[0,1,0,0,2,0]>()\ny = Pad(x, p)", (2, 6, 4), groups=(6,)),
+        Sample("y = Pad(x, p)", (2, 6, 4), weights={"p": np.array([0, 1, 0, 0, 2, 0])}, groups=(6,), opset=11),
         Sample('p = Constant<value_ints=[0,1,0,0,2,0]>()\ny = Pad<mode="reflect">(x, p)', (2, 6, 4)),
         Sample("y = Pad<pads=[0,0,1,0,0,1]>(x)", (2, 6, 4), groups=(6,), opset=9),
+        Sample("p = Constant<value_ints=[1,2]>()\na = Constant<value_ints=[-2]>()\ny = Pad(x, p, , a)", (2, 6, 4),
+               groups=(6,)),
+        Sample('p = Constant<value_ints=[0,0,1,0,0,2]>()\ny = Pad<mode="wrap">(x, p)', (2, 6, 4), groups=(6,),
+               opset=19),
+    )),
+    Rule("CenterCropPad", center_crop_pad, (
+        Sample("n = Constant<value_ints=[2,6,7]>()\ny = CenterCropPad(x, n)", (2, 6, 4), groups=(6,)),
+        Sample("n = Constant<value_ints=[3]>()\ny = CenterCropPad<axes=[-1]>(x, n)", (2, 6, 4), groups=(6,)),
+        Sample("n = Constant<value_ints=[4]>()\ny = CenterCropPad<axes=[1]>(x, n)", (2, 6, 4)),
     )),
     Rule("ConstantOfShape", constant_of_shape, (
         Sample("s = Constant<value_ints=[2,6,4]>()\nz = ConstantOfShape(s)\ny = Add(x, z)", (2, 6, 4), groups=(6,)),

@@ -14,7 +14,10 @@ from graphprune.rules.base import Entry, Op, Rule, Sample, Types, axis_of
 _LIMIT = 4096
 """Integer values with more entries than this are not followed one by one."""
 
-SHAPE_OPERANDS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Split": 1, "Tile": 1}
+SHAPE_OPERANDS = {
+    "AffineGrid": 1, "CenterCropPad": 1, "ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Split": 1,
+    "Tile": 1,
+}  # fmt: skip
 """Operands whose rules renew them by `sizes_operand`."""
 _MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Flatten")
 _MIXES = (
@@ -27,7 +30,7 @@ def shape(op: Op, t: Types) -> None:
     axes = t[op.inputs[0]]
     start = axis_of(op.attr("start", 0), len(axes))
     stop = axis_of(op.attr("end", len(axes)), len(axes))
-    t.freeze(t.fresh(op.outputs[0]), op.why("a shape"))
+    t.freeze(t.fresh(op.outputs[0]), op.why("the numbers of a shape"))
     t.sizes_of[op.outputs[0].name] = [(a,) for a in axes[start:stop]]
 
 
@@ -39,7 +42,7 @@ def size(op: Op, t: Types) -> None:
 def range_(op: Op, t: Types) -> None:
     """Positions along an axis: as long as its bounds say, so free only where they are constants of the graph."""
     axis = Dim(t.shape(op.outputs[0])[0])
-    t.freeze(axis, op.why("positions"), dynamic=not all(t.is_constant(v) for v in op.inputs))
+    t.freeze(axis, op.why("the axis of positions"), dynamic=not all(t.is_constant(v) for v in op.inputs))
     t.set(op.outputs[0], [axis])
 
 
@@ -74,7 +77,7 @@ def sizes_operand(op: Op, t: Types, operand: int, axes: Sequence[Type]) -> None:
     old, entries = traced(t.known(value)), t.entries(value)
     for n, axis, entry in zip(old, axes, entries, strict=True):
         if entry is None:
-            t.freeze(axis, op.why("sized by data"), dynamic=True)
+            t.freeze(axis, op.why("the axis sized by data"), dynamic=True)
         elif entry and (n != axis.size or is_dynamic(axis)):
             t.freeze([axis, *entry], op.why("its size is part of one that varies by feed"))
     sources = tuple(entry or () for entry in entries)
@@ -121,6 +124,8 @@ _MOVERS: dict[str, Callable[[Op, Types, list[np.ndarray]], np.ndarray]] = {
 RULES = (
     Rule("Shape", shape, (
         Sample("s = Shape(x)\ny = Reshape(x, s)", (2, 6, 4), groups=(6,)),
+        Sample("s = Shape<start=-2>(x)\nb = Shape<end=1>(x)\nc = Concat<axis=0>(b, s)\ny = Reshape(x, c)", (2, 6, 4),
+               groups=(6,)),
         Sample("i = Constant<value_int=1>()\ns = Shape(x)\nc = Gather(s, i)\nf = Cast<to=1>(c)\ny = Mul(x, f)",
                (2, 6, 4), groups=(6,)),
     )),
