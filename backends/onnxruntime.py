@@ -34,6 +34,15 @@ _DTYPES = {
 }  # fmt: skip
 
 
+_SILENT = 4  # errors are raised, and said by us
+
+
+def _quiet_run() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.log_severity_level = _SILENT
+    return options
+
+
 class Session:
     """A model loaded in ONNX Runtime; see `backends.base.Executable`."""
 
@@ -46,7 +55,7 @@ class Session:
         names = self.outputs if outputs is None else list(outputs)
         with _translated("run"):
             try:
-                return dict(zip(names, self._session.run(names, feed), strict=True))
+                return dict(zip(names, self._session.run(names, feed, _quiet_run()), strict=True))
             except (ValueError, errors.InvalidArgument):
                 self.check(feed)  # says it in the model's own names
                 raise
@@ -134,7 +143,7 @@ class OnnxRuntime:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = _SILENT
         return options
 
     @staticmethod

@@ -23,6 +23,7 @@ from onnxscript.rewriter.rules import common as rules
 from graphprune.causes import body_constants, weights_of
 from graphprune.errors import ModelError
 from graphprune.fold import fold_arithmetic
+from graphprune.strided import fold_identity_gathers
 
 _SMALL = 65_536
 """Initialisers of at most this many elements are untied; larger shared ones (embedding and head) stay tied."""
@@ -43,6 +44,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
         ) from e
     unique_names(model)
     untie(model)
+    fold_identity_gathers(model)
     fold_arithmetic(model)
     passes.RemoveUnusedNodesPass()(model)
     return model
@@ -124,8 +126,15 @@ def unique_names(model: ir.Model) -> None:
 
 
 def untie(model: ir.Model) -> None:
-    """Give each use of a small initialiser its own copy."""
+    """Give each use of a small initialiser, and of a fill of one number, its own copy."""
     graph = model.graph
+    for node in [n for n in graph if n.op_type == "ConstantOfShape" and not n.domain]:
+        for i, use in enumerate([use for use in node.outputs[0].uses() if use.node.graph is graph][1:], start=1):
+            copy = ir.node(node.op_type, node.inputs, dict(node.attributes), name=f"{node.name}.{i}")
+            copy.outputs[0].name, y = f"{node.outputs[0].name}.{i}", node.outputs[0]
+            copy.outputs[0].shape, copy.outputs[0].type = y.shape, y.type
+            graph.insert_after(node, copy)
+            use.node.replace_input_with(use.idx, copy.outputs[0])
     for value in list(graph.initializers.values()):
         uses = [(use.node, use.idx) for use in value.uses() if use.node.graph is graph]
         if (

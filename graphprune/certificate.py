@@ -6,7 +6,7 @@ Needs no data and no target: it answers whether this model, whatever it is, woul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 from graphprune.backends import open_backend
 from graphprune.backends.base import Backend
 from graphprune.errors import GraphpruneError, UsageError
-from graphprune.feeds import Feed, parse_shapes, synthetic
+from graphprune.feeds import Feed, InputSpec, parse_shapes, synthetic
 from graphprune.groups import Group
-from graphprune.oracles import Check
+from graphprune.oracles import Check, RunAll
 from graphprune.oracles import certify as check
 from graphprune.prepare import Prepared, lookup_sizes, prepare, run_all, with_inexact
 from graphprune.progress import Progress, Silent
@@ -104,7 +104,7 @@ def certificate_of(
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     run = run_all(backend)
-    feeds = _feeds(prepared, shapes, seed, run)
+    feeds, dense = _feeds(prepared, shapes, seed, run)
     found = prepared.analysis.groups
     names = list(found)
     if groups is not None and groups < len(names):
@@ -113,11 +113,11 @@ def certificate_of(
     rows, together = [], []
     with progress.stage("certify", len(plans) + bool(len(names) > 1)) as step:
         for group, keep in plans:
-            rows.append(_certified(prepared, {group.name: keep}, feeds, run, seed))
+            rows.append(_certified(prepared, {group.name: keep}, feeds, run, seed, dense))
             step()
         if len(names) > 1:
             every = {group.name: keep for group, keep in plans}  # the last of each group: ragged where it may be
-            together.append(_certified(prepared, every, feeds, run, seed))
+            together.append(_certified(prepared, every, feeds, run, seed, dense))
             step()
     return Certificate(
         prepared.source.name, len(found), tuple(rows), tuple(together),
@@ -134,11 +134,13 @@ def _keep_sets(group: Group, rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield np.sort(rng.permuted(every, axis=-1)[..., :k], axis=-1)
 
 
-def _certified(prepared: Prepared, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run, seed: int) -> Certified:
+def _certified(
+    prepared: Prepared, keep: Mapping[str, np.ndarray], feeds: Sequence[Feed], run: RunAll, seed: int, dense: Sequence
+) -> Certified:
     groups = [prepared.analysis.groups[name] for name in keep]
     checks, error = [], ""
     try:
-        checks = check(prepared.analysis, keep, feeds, run, seed)
+        checks = check(prepared.analysis, keep, feeds, run, seed, dense)
     except GraphpruneError as e:
         error = e.what
     alone = groups[0] if len(groups) == 1 else None
@@ -150,22 +152,23 @@ def _certified(prepared: Prepared, keep: Mapping[str, np.ndarray], feeds: Sequen
     )  # fmt: skip
 
 
-def _feeds(prepared: Prepared, shapes: Mapping[str, Sequence[int]], seed: int, run: Callable) -> list[Feed]:
-    """The binding the model was typed under, the shapes asked for, and both with other sizes on leading dynamic axes:
-    as far as the model runs on them."""
+def _feeds(
+    prepared: Prepared, shapes: Mapping[str, Sequence[int]], seed: int, run: RunAll
+) -> tuple[list[Feed], list[Mapping[str, np.ndarray]]]:
+    """The binding the model was typed under, the shapes asked for, and both with other sizes on leading dynamic axes,
+    as far as the model runs on them; and what it gives on each."""
     bindings = [dict(prepared.traced_at)]
     asked = {s.name: tuple(shapes.get(s.name, prepared.traced_at[s.name])) for s in prepared.specs}
     bindings.append(asked)
     for base in (dict(prepared.traced_at), asked):
         for batch in (2, 1):
-            bindings.append({s.name: (batch, *base[s.name][1:]) if 0 in s.dynamic_axes else base[s.name]
-                             for s in prepared.specs})  # fmt: skip
+            bindings.append(_at_batch(prepared.specs, base, batch))
     unique = list({tuple(sorted(b.items())): b for b in bindings}.values())
-    high, feeds = lookup_sizes(prepared.model), []
+    high, feeds, dense = lookup_sizes(prepared.model), [], []
     for i, binding in enumerate(unique):
         (feed,) = synthetic(prepared.specs, binding, 1, seed=seed + i, high=high)
         try:
-            run(prepared.model, [feed])
+            dense += run(prepared.model, [feed])
         except GraphpruneError:
             if not feeds:
                 raise
@@ -173,4 +176,14 @@ def _feeds(prepared: Prepared, shapes: Mapping[str, Sequence[int]], seed: int, r
         feeds.append(feed)
         if len(feeds) == 2:
             break
-    return feeds
+    return feeds, dense
+
+
+def _at_batch(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict:
+    """The shapes with another batch: the dynamic leading axes, and wherever else an axis has the name of one."""
+    leading = {s.shape[0] for s in specs if 0 in s.dynamic_axes and isinstance(s.shape[0], str)}
+    return {
+        s.name: tuple(batch if name in leading or (i == 0 and i in s.dynamic_axes) else n
+                      for i, (name, n) in enumerate(zip(s.shape, shapes[s.name], strict=True)))
+        for s in specs
+    }  # fmt: skip

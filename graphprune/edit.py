@@ -36,10 +36,8 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
             if value.name in touched and value.shape is not None:
                 shape = list(value.shape)
                 for axis, t in enumerate(types.axes[value.name]):
-                    if isinstance(shape[axis], int):
-                        shape[axis] = new_size(t, keeps)
-                    elif not keeps.keys().isdisjoint(leaves(t)):
-                        shape[axis] = None  # a symbol such as "4*batch" that counted what is gone
+                    if not keeps.keys().isdisjoint(leaves(t)):  # else a symbol such as "4*batch" counts what is gone
+                        shape[axis] = new_size(t, keeps) if isinstance(shape[axis], int) else None
                 value.shape = ir.Shape(shape)
     _thin_selections(copy.graph, types)
     return copy
@@ -127,22 +125,17 @@ def _renew_operand(node: ir.Node, patch: Operand, entries: Mapping[int, int]) ->
     # A computed operand: only the entries concerned become constants, the others stay dynamic.
     rank = value.shape.rank() if value.shape is not None else 1
     shape = (len(patch.old),) if rank else ()
-    mask, new = np.zeros(len(patch.old), bool), np.zeros(len(patch.old), np.int64)
+    stays, new = np.ones(len(patch.old), np.int64), np.zeros(len(patch.old), np.int64)
     for i, n in entries.items():
-        mask[i], new[i] = True, n
-    graph = node.graph
-    where = ir.node(
-        "Where",
-        [
-            new_constant(graph, f"{node.name}.renewed", mask.reshape(shape)),
-            new_constant(graph, f"{node.name}.sizes", new.reshape(shape), value.dtype),
-            value,
-        ],
-        name=f"{node.name}.resize{patch.operand}",
-    )
-    where.outputs[0].name = f"{node.name}.operand{patch.operand}"
-    graph.insert_before(node, where)
-    node.replace_input_with(patch.operand, where.outputs[0])
+        stays[i], new[i] = 0, n
+    graph = node.graph  # by product and sum: Where does not exist before opset 9
+    for op, numbers, what in (("Mul", stays, "stays"), ("Add", new, "sizes")):
+        constant = new_constant(graph, f"{node.name}.{what}", numbers.reshape(shape), value.dtype)
+        step = ir.node(op, [value, constant], name=f"{node.name}.{what}{patch.operand}")
+        step.outputs[0].name, step.outputs[0].type = f"{node.name}.{what}.operand{patch.operand}", value.type
+        graph.insert_before(node, step)
+        value = step.outputs[0]
+    node.replace_input_with(patch.operand, value)
 
 
 def _replace_constant(node: ir.Node, operand: int, array: np.ndarray) -> None:

@@ -103,7 +103,7 @@ def prepare(
     specs = specs_of(source.model)
     check_finite(source.model)
     canonical = canonicalise(source.model)
-    candidates = [dict(traced_at)] if traced_at else list(_bindings(specs, shapes or {}))
+    candidates = [dict(traced_at)] if traced_at else _bindings(specs, shapes or {})
     high = lookup_sizes(canonical)
     run, failure = runner(backend), None
     for bound in candidates:
@@ -140,24 +140,27 @@ def prepare(
 
 
 def _bindings(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes to try for tracing: distinct primes on dynamic axes; the user's shapes with a batch of three; as given;
-    then common image and sequence sizes."""
-    primes = bind({s.name: s.shape for s in specs})
-    if any(s.dynamic_axes for s in specs):
-        yield primes
-    known = {s.name: tuple(shapes[s.name]) for s in specs if s.name in shapes}
-    if len(known) + sum(not s.dynamic_axes and s.name not in known for s in specs) == len(specs):
-        full = {s.name: known.get(s.name, s.shape) for s in specs}
-        yield {
-            s.name: tuple(3 if i == 0 and 0 in s.dynamic_axes and n == 1 else n for i, n in enumerate(full[s.name]))
-            for s in specs
-        }
-        yield full
+    """Shapes to try for tracing: distinct primes on dynamic axes; the user's shapes with a batch of three, primes where
+    they say nothing; the user's as they are; then common image and sequence sizes."""
+    axes = {
+        s.name: [n if isinstance(n, int) else n or f"{s.name}.{i}" for i, n in enumerate(s.shape)] for s in specs
+    }
+    yield bind(axes)
+    symbols = {n for own in axes.values() for n in own if isinstance(n, str)}
+    if not symbols:
+        return
+    batches = {own[0] for own in axes.values() if own and isinstance(own[0], str)}
+    given = {
+        n: size for name, shape in shapes.items() if len(axes.get(name, ())) == len(shape)
+        for n, size in zip(axes[name], shape, strict=True) if isinstance(n, str)
+    }  # fmt: skip
+    if given:
+        larger = {n: 3 for n in batches if given.get(n) == 1}
+        for sizes in (given | larger, given):
+            yield bind({name: [sizes.get(n, n) for n in own] for name, own in axes.items()})
     for side in (32, 64, 224, 320, 640):
-        yield {
-            s.name: tuple(n if isinstance(n, int) else 3 if i == 0 else side for i, n in enumerate(s.shape))
-            for s in specs
-        }
+        sizes = dict.fromkeys(symbols, side) | dict.fromkeys(batches, 3) | given
+        yield {name: tuple(sizes.get(n, n) for n in own) for name, own in axes.items()}
 
 
 def lookup_sizes(model: ir.Model) -> dict[str, int]:

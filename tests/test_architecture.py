@@ -27,7 +27,7 @@ LAYERS = [
     {"rules", "causes", "layout"},
     {"infer", "edit", "groups"},
     {"oracles", "views", "scores", "cost", "members"},
-    {"calibrate", "fold", "selections", "picture"},
+    {"calibrate", "fold", "strided", "selections", "picture"},
     {"context", "align", "canonicalise"},
     {"sites", "refit"},
     {"passes", "backends"},

@@ -98,8 +98,8 @@ CASES = [
         {("w", 1, 6): [2, 3]},
         {"w": {1: [2, 3]}, "v": {0: [2, 3]}},
         "h = MatMul(x, w)\ns = Shape(x)\nn = Gather(s, first)\nm = Concat<axis=0>(n, rest)\n"
-        "q = Where(mask, new, m)\nr = Reshape(h, q)\nresult = MatMul(r, v)",
-        {"mask": [False, False, True], "new": [0, 0, 2]},
+        "p = Mul(m, stays)\nq = Add(p, new)\nr = Reshape(h, q)\nresult = MatMul(r, v)",
+        {"stays": [1, 1, 0], "new": [0, 0, 2]},
     ),
     Case(
         "Split with stated sizes: only the part that shrinks is renewed",

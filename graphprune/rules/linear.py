@@ -90,7 +90,10 @@ def convolution(op: Op, t: Types, at: int = 1, bias_at: int = 2, *, channels_las
     t.contract(op, at, 1)
     if bias is not None:
         t.equal(t[bias][0], ws[0], op.why("the bias does not line up"))
-    spatial(op, t, ws[0], channels_last=channels_last)
+    n = len(ws) - 2
+    pads, strides = op.attr("pads") or [0] * 2 * n, op.attr("strides") or [1] * n
+    passes = [ws[2 + i].size == strides[i] == 1 and pads[i] == pads[n + i] == 0 for i in range(n)]
+    spatial(op, t, ws[0], channels_last=channels_last, passes=passes)
 
 
 def conv_transpose(op: Op, t: Types) -> None:
@@ -116,13 +119,19 @@ def conv_transpose(op: Op, t: Types) -> None:
         t.reader(op, "deconv", contracted=0, produced=1)
 
 
-def spatial(op: Op, t: Types, channels: Type, *, channels_last: bool = False) -> None:
-    """The output of a convolution: batch of the input, `channels`, and fresh frozen spatial axes."""
+def spatial(
+    op: Op, t: Types, channels: Type, *, channels_last: bool = False, passes: Sequence[bool] | None = None
+) -> None:
+    """The output of a convolution: batch of the input, `channels`, and fresh frozen spatial axes; axes that a kernel of
+    one passes over place by place stay what they are."""
     x, y = op.inputs[0], op.outputs[0]
     where = slice(1, -1) if channels_last else slice(2, None)
-    t.freeze(t[x][where], op.why("spatial axis"))
-    space = [Dim(n) for n in t.shape(y)[where]]
-    t.freeze(space, op.why("spatial axis"), dynamic=True)
+    space: list[Type] = []
+    for axis, n, same in zip(t[x][where], t.shape(y)[where], passes or [False] * (len(t[x]) - 2), strict=True):
+        space.append(axis if same else Dim(n))
+        if not same:
+            t.freeze(axis, op.why("spatial axis"))
+            t.freeze(space[-1], op.why("spatial axis"), dynamic=True)
     t.set(y, [t[x][0], *space, channels] if channels_last else [t[x][0], channels, *space])
 
 
@@ -220,6 +229,7 @@ RULES = (
         Sample("y = Conv<pads=[1,1,1,1]>(x, w, b)", (2, 6, 5, 5), weights={"w": (8, 6, 3, 3), "b": (8,)},
                groups=(6, 8)),
         Sample("y = Conv<group=6>(x, w)", (2, 6, 5, 5), weights={"w": (6, 1, 3, 3)}, groups=(6,)),
+        Sample("y = Conv(x, w)", (2, 5, 6), axis=2, out_axis=2, weights={"w": (5, 5, 1)}, groups=(6,)),
         Sample("y = Conv<group=6>(x, w)", (2, 6, 5, 5), weights={"w": (12, 1, 3, 3)}, groups=(2, 6)),
         Sample("y = Conv<group=3>(x, w)", (2, 12, 5, 5), weights={"w": (6, 4, 3, 3)}, groups=(2, 3, 4)),
         Sample("y = Conv(x, w)", (2, 6, 5), weights={"w": (8, 6, 3)}, groups=(6, 8)),

@@ -50,21 +50,39 @@ def follow(op: Op, t: Types) -> None:
     """Carry what integers were computed from across one node; freeze the axes concerned where they stop being sizes."""
     sources = {i: t.sizes_of[v.name] for i, v in enumerate(op.inputs) if v is not None and v.name in t.sizes_of}
     sources.pop(SHAPE_OPERANDS.get(op.type), None)
-    if not sources or op.type in ("Shape", "Size"):
+    if op.type in ("Shape", "Size"):
         return
     y = op.outputs[0]
+    if not sources:
+        if op.type == "ConstantOfShape" and t.is_constant(op.inputs[0]) and y.name in t.values:
+            t.sizes_of[y.name] = [()] * t.values[y.name].size  # constants by another name
+        return
     followed = 0 < int(np.prod(t.shape(y))) <= _LIMIT and t.values.get(y.name) is not None
     if op.type in _MOVES and followed:
         t.sizes_of[y.name] = _moved(op, t)
         sources = {i: e for i, e in sources.items() if i and op.type != "Concat"}
     elif op.type in _MIXES.split() and followed and all(v is None or i in sources or t.is_constant(v)
                                                 for i, v in enumerate(op.inputs)):
-        together = tuple(a for entries in sources.values() for entry in entries for a in entry or ())
-        t.sizes_of[y.name] = [together] * int(np.prod(t.shape(y)))
+        t.sizes_of[y.name] = _mixed(op, t)
         return
     for entries in sources.values():
         for entry in entries:
             t.freeze(list(entry or ()), op.why("its size is used as a number"))
+
+
+def _mixed(op: Op, t: Types) -> list[Entry]:
+    """Entries after an operator that computes: element by element where it does so, else each from all."""
+    shape = t.shape(op.outputs[0])
+    inputs = [v for v in op.inputs if v is not None]
+    if op.type.startswith("Reduce") or op.type == "Expand":
+        together = tuple(a for v in inputs for entry in t.entries(v) for a in entry or ())
+        return [together] * int(np.prod(shape))
+    columns = [
+        [t.entries(v)[i] for i in np.broadcast_to(np.arange(np.prod(t.shape(v), dtype=int)).reshape(t.shape(v)),
+                                                  shape).reshape(-1)]
+        for v in inputs
+    ]  # fmt: skip
+    return [tuple(a for entry in row for a in entry or ()) for row in zip(*columns, strict=True)]
 
 
 def sizes_operand(op: Op, t: Types, operand: int, axes: Sequence[Type]) -> None:
