@@ -14,7 +14,7 @@ LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint curves clean descriptions
+.PHONY: help demo test fuzz lint curves coverage clean descriptions
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,11 +25,17 @@ demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the 
 test: $(VENV)/.test descriptions  ## run the test suite
 	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
 
+fuzz: $(VENV)/.test  ## prune random networks: CASES of them (20000), or for MINUTES; findings go to tests/regressions/
+	@OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(MINUTES),--minutes $(MINUTES))
+
 lint: $(VENV)/.test  ## check the code with ruff
 	@$(PY) -m ruff check .
 
 curves: $(VENV)/.test descriptions  ## quality against measured speed-up, beside magnitude pruning, into docs/ (takes long)
 	@$(PY) -m tools.curve $(TASKS)
+
+coverage: $(VENV)/.test  ## every architecture of models/zoo typed, timed and certified, into docs/ (takes long)
+	@$(PY) -m tools.coverage
 
 clean:  ## remove the environment, the cache and the results
 	rm -rf $(VENV) .cache out build *.egg-info

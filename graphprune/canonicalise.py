@@ -76,14 +76,16 @@ def _fold(model: ir.Model) -> ir.Model:
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    """Shapes and types as far as the library knows them: they help folding, no more."""
-    for node in model.graph:  # what the library takes for bytes where it is none, and the other way round
-        if node.op_type == "QEmbedLayerNormalization":
-            node.outputs[0].dtype = ir.DataType.FLOAT
-        elif node.op_type == "QGemm" and len(node.inputs) > 8 and node.inputs[8] is not None:
-            node.outputs[0].dtype = node.inputs[8].dtype
+    """Shapes as far as the library knows them: they help folding, no more. What it says of operators that are not
+    ONNX's own, and of all that comes of them, is left to the runtime, which knows better."""
+    foreign: dict[ir.Value, tuple[ir.Shape | None, ir.TypeProtocol | None]] = {}
+    for node in model.graph:
+        if node.domain not in ("", "ai.onnx") or any(v in foreign for v in node.inputs):
+            foreign |= {y: (y.shape, y.type) for y in node.outputs}
     with contextlib.suppress(onnx_shape_inference.ShapeInferenceError):
         onnx_shape_inference.infer_symbolic_shapes(model)
+    for value, (shape, kind) in foreign.items():
+        value.shape, value.type = shape, kind
 
 
 def drop_identities(graph: ir.Graph) -> None:

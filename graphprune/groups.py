@@ -78,7 +78,7 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
     read = {(model_input(model, c.node, c.operand), c.axis) for c in types.contracted if not c.inside}
     made = [d for d, where in places.items() if any(place not in read for place in where)]
     offered = [d for d in made if d.frozen is None and d.contracted]  # named together, whichever will be left
-    nodes, outer = _nodes_of(model, types, set(offered)), outer_variables(types, offered)
+    nodes, outer = _nodes_of(model, types, set(offered)), outer_variables(model, types, offered)
     readers: dict[Dim, list[Reader]] = defaultdict(list)
     operators: dict[str, set[str]] = defaultdict(set)  # of the linear nodes that use a weight
     for r in types.readers:
@@ -104,7 +104,7 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
     return Analysis(model, types, groups, frozen, total, total - sum(row.n_parameters for row in frozen))
 
 
-def outer_variables(types: Types, dims: Iterable[Dim]) -> dict[Dim, tuple[Dim, ...]]:
+def outer_variables(model: ir.Model, types: Types, dims: Iterable[Dim]) -> dict[Dim, tuple[Dim, ...]]:
     """For each of `dims`, the variables for each index of which it may keep others.
 
     Such a variable is there wherever the dim is, in every value: outside it on the same axis, or on another axis, and
@@ -122,10 +122,29 @@ def outer_variables(types: Types, dims: Iterable[Dim]) -> dict[Dim, tuple[Dim, .
                     if d in wanted:
                         here = {o for o in (*around, *elsewhere) if on_axes[o] == 1}
                         found[d] = tuple(o for o in found.get(d, dict.fromkeys((*around, *elsewhere))) if o in here)
+    summed = _summed_beside(model, types, wanted)
     return {
-        d: tuple(o for o in found.get(d, ()) if o is not d and o.size > 1 and not (o.frozen or o.inexact))
+        d: tuple(o for o in found.get(d, ()) if o is not d and o.size > 1 and not (o.frozen or o.inexact)
+                 and o not in summed[d])
         for d in wanted
-    }
+    }  # fmt: skip
+
+
+def _summed_beside(model: ir.Model, types: Types, dims: set[Dim]) -> dict[Dim, set[Dim]]:
+    """Variables that some node sums over, each with the dims on other axes of the node's operands: what comes of it has
+    the dim without the variable, even if only inside the node, or another in its place."""
+    found: dict[Dim, set[Dim]] = {d: set() for d in dims}
+    for c in types.contracted:
+        node = _node_index(model)[c.node]
+        gone = set(leaves(types.axes[node.inputs[c.operand].name][c.axis]))
+        for v in node.inputs:
+            axes = types.axes[v.name] if v is not None else []
+            summed = {i for i, t in enumerate(axes) if not gone.isdisjoint(leaves(t))}
+            for i, t in enumerate(axes):
+                if summed - {i}:
+                    for d in dims.intersection(leaves(t)):
+                        found[d] |= gone
+    return found
 
 
 def _throughout(t: Type) -> Iterator[Dim]:

@@ -18,7 +18,7 @@ from graphprune.dims import leaves
 from graphprune.edit import bypass, new_constant
 from graphprune.infer import captured, infer
 from graphprune.rules.base import Types
-from graphprune.trace import Trace
+from graphprune.trace import Trace, correct_annotations
 
 _JOINS = ("Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Pow")
 _SUMS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN")
@@ -34,7 +34,9 @@ class Cut:
 
 
 def solve(model: ir.Model, trace: Trace) -> Types:
-    """Type a canonical model, its shared tables separated, in place, where that frees something."""
+    """Type a canonical model, its shared tables separated, in place, where that frees something. What it says of shapes
+    is corrected by the trace."""
+    correct_annotations(model, trace.shapes)
     types = infer(model, trace)
     cuts = list(_cuts(model, types))
     if not cuts:

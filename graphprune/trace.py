@@ -54,6 +54,21 @@ def exposed(model: ir.Model, names: Sequence[str] | None = None) -> ir.Model:
     return copy
 
 
+def correct_annotations(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Take back, in place, what the file says of intermediate shapes where running showed something else: exporters
+    write the sizes of their example, or a number that stands for any."""
+    for node in model.graph:
+        for y in node.outputs:
+            if y.shape is None or y.name not in shapes:
+                continue
+            real = shapes[y.name]
+            if len(y.shape) != len(real):
+                y.shape = None
+            elif any(isinstance(n, int) and n != m for n, m in zip(y.shape, real, strict=True)):
+                y.shape = ir.Shape([None if isinstance(n, int) and n != m else n
+                                    for n, m in zip(y.shape, real, strict=True)])  # fmt: skip
+
+
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 
 

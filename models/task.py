@@ -68,14 +68,19 @@ def cached(name: str, make: Callable[[Path], None], *sources: Path | str) -> Pat
     Its name holds a checksum of `sources`, the files (code or data) or texts (options) it is made from: when they
     change it is made anew.
     """
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.encode() if isinstance(source, str) else source.read_bytes())
-    path = cache_dir() / f"{Path(name).stem}_{digest.hexdigest()[:8]}{Path(name).suffix}"
+    path = cached_path(name, *sources)
     if not path.exists():
         with replacing(path) as temporary:
             make(temporary)
     return path
+
+
+def cached_path(name: str, *sources: Path | str) -> Path:
+    """Where `cached` keeps that file, whether it is there or not."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.encode() if isinstance(source, str) else source.read_bytes())
+    return cache_dir() / f"{Path(name).stem}_{digest.hexdigest()[:8]}{Path(name).suffix}"
 
 
 def package_file(module: str, relative: str, *, install: str) -> Path:

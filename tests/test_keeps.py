@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.dims import Dim, Prod, Sum, Type
+from graphprune.groups import outer_variables
 from graphprune.keeps import Ragged, coordinates, kept, mask, new_size, take
+from graphprune.rules.base import Types
+from tests.graphs import model_of
 
 laws = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 
@@ -62,6 +65,26 @@ def test_a_mask_has_ones_exactly_where_taking_takes(case, n: int) -> None:
             ones = ones & mask(axes, i, keeps)
         array = np.arange(ones.size).reshape(shape)
         assert sorted(take(array, axes, keeps).ravel().tolist()) == array[ones].tolist()
+
+
+def test_a_keep_set_may_be_ragged_over_a_ragged_one() -> None:
+    a, b, c = Dim(2), Dim(3), Dim(4)
+    of_b = np.array([[0, 2], [1, 2]])
+    of_c = np.random.default_rng(0).permuted(np.broadcast_to(np.arange(4), (2, 3, 4)), axis=-1)[..., :3]
+    keeps = {c: Ragged((a, b), of_c), b: Ragged((a,), of_b)}
+    array = np.arange(24).reshape(2, 3, 4)
+    want = [[array[i, j, of_c[i, j]] for j in of_b[i]] for i in range(2)]
+    assert np.array_equal(take(array, [a, b, c], keeps), want)
+    assert np.array_equal(take(array.reshape(2, 12), [a, Prod((b, c))], keeps), np.reshape(want, (2, 6)))
+
+
+def test_a_variable_on_two_axes_of_a_value_cannot_be_an_outer_one() -> None:
+    heads, inner = Dim(2), Dim(3)
+    once = Types({}, {}, axes={"w": [Prod((heads, inner)), Dim(5)]})
+    both = Types({}, {}, axes={"w": [Prod((heads, inner)), Prod((heads, Dim(5)))]})
+    model = model_of("result = Identity(x)", {"x": ("N",)})
+    assert heads in outer_variables(model, once, [inner])[inner]
+    assert heads not in outer_variables(model, both, [inner])[inner]
 
 
 def test_an_order_in_place_of_a_keep_set_permutes_within_each_outer_index() -> None:

@@ -55,6 +55,7 @@ def embedding(op: Op, t: Types) -> None:
     ids, *tables = op.inputs[0], *op.inputs[2:5]
     batch, tokens = t[ids]
     hidden = t[tables[0]][1]
+    t.freeze(tokens, op.why("the axis of positions, counted or looked up by index"))
     for table in tables:
         if table is not None:
             t.freeze(t[table][0], op.why("the rows of a table, looked up by index"))
@@ -87,6 +88,7 @@ def experts(op: Op, t: Types) -> None:
             for own, axis in zip(t[value], axes, strict=True):
                 t.equal(own, axis, op.why("weights of the experts do not line up"))
     t.equal(t[router][1], n_experts, op.why("the axis of experts, ranked by the router"))
+    t.equal(Prod(t[x][:-1]), t[router][0], op.why("tokens and their routes do not line up"))
     for operand, axis in ((2, 2), (4, 2), (6, 2)):
         if op.input(operand) is not None:
             t.contract(op, operand, axis)

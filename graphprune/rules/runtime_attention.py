@@ -21,7 +21,7 @@ def padding(op: Op, t: Types, batch: Type, queries: Type, seen: Type, value: ir.
     if expected is not None and t.shape(value) == tuple(a.size for a in expected):
         lines_up(op, t, value, expected)
     else:
-        t.freeze([*t[value], seen], op.why(ORDER), dynamic=True)
+        t.freeze([*t[value], batch, seen], op.why(ORDER), dynamic=True)
 
 
 def projected_attention(op: Op, t: Types) -> None:

@@ -12,10 +12,11 @@ from importlib import import_module
 from pathlib import Path
 
 from graphprune.errors import UsageError
-from models.task import cached
+from models.task import cached, cached_path
 from models.zoo.base import Architecture
 
-CATALOGUES = ("cnn", "text", "vision")
+CATALOGUES = ("cnn", "text", "decoders", "seq2seq", "moe", "state_space", "vision", "speech", "multimodal", "series",
+              "files")
 """Modules of this package that list architectures, each as ARCHITECTURES."""
 
 
@@ -69,5 +70,31 @@ def build(name: str) -> Path:
     from models.export import need_torch
 
     need_torch()
-    key = f"{architecture.key} {architecture.exporter} {architecture.opset}"
-    return cached(f"zoo_{name}.onnx", make, Path(__file__).with_name("base.py"), key)
+    return cached(f"zoo_{name}.onnx", make, *_sources(architecture))
+
+
+def exported(name: str) -> Path | None:
+    """Path of the ONNX file of an architecture where `build` would have nothing to export; None where it would."""
+    architecture = get(name)
+    if architecture.path is not None:
+        return architecture.path()
+    path = cached_path(f"zoo_{name}.onnx", *_sources(architecture))
+    return path if path.exists() else None
+
+
+def _sources(architecture: Architecture) -> tuple[Path | str, ...]:
+    """What an exported file is made from."""
+    return Path(__file__).with_name("base.py"), f"{architecture.key} {architecture.exporter} {architecture.opset}"
+
+
+def fast() -> list[Architecture]:
+    """The architectures that continuous integration checks: the core ones, and of every family and of every exporter
+    at every opset the first in the catalogue that no other stands for."""
+    chosen = [a for a in architectures().values() if a.core]
+    for trait in (lambda a: a.family, lambda a: (a.exporter, a.opset, a.path is None)):
+        seen = {trait(a) for a in chosen}
+        for a in architectures().values():
+            if trait(a) not in seen:
+                seen.add(trait(a))
+                chosen.append(a)
+    return chosen

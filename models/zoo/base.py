@@ -30,7 +30,7 @@ class Sample:
 class Architecture:
     """One architecture: `make` builds the network (exported once), or `path` finds a file that somebody else wrote.
 
-    family: cnn, detection, encoder, decoder, encoder-decoder, vision, multimodal, speech, moe, state-space.
+    family: cnn, detection, recurrent, encoder, decoder, encoder-decoder, vision, multimodal, speech, moe, state-space.
     origin: who defines it, for people ("transformers BertModel", "Caffe2", "PaddleOCR 4"). key: what the export depends
     on besides this package's exporter; a changed key is exported anew. exporter: "dynamo" or "torchscript".
     shapes: of dynamic inputs, where it does not run at any size. core: one of the few that the tests pin.

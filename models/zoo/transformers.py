@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.zoo.base import BATCH, IMAGE_AXES, SEQUENCE, TEXT_AXES, VOCABULARY, Architecture, Sample
 
@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     import torch
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False}
+TARGET = 7
+AXES = {"input_ids": TEXT_AXES["input_ids"], "attention_mask": TEXT_AXES["input_ids"],
+        "decoder_input_ids": {0: "batch", 1: "target"}}
+"""The inputs of a text network, and what their dynamic axes are called."""
 
 
 def network(model: str, config: str, options: dict[str, object]) -> torch.nn.Module:
@@ -19,10 +24,31 @@ def network(model: str, config: str, options: dict[str, object]) -> torch.nn.Mod
     return getattr(transformers, model)(getattr(transformers, config)(**options))
 
 
-def text(name: str, family: str, model: str, config: str, *, mask: bool = False, core: bool = False,
-         **options: object) -> Architecture:
-    """input_ids [batch, sequence] and, where asked for, attention_mask -> hidden states or logits."""
-    options = {"vocab_size": VOCABULARY, **options}
+def text(name: str, family: str, model: str, config: str, *, mask: bool = False, **rest: Any) -> Architecture:
+    """input_ids [batch, sequence] and, where asked for, attention_mask -> hidden states or logits.
+
+    rest: as `of_tokens` takes it.
+    """
+    return of_tokens(name, family, model, config, ("input_ids", "attention_mask")[:1 + mask], **rest)
+
+
+def seq2seq(name: str, model: str, config: str, *, family: str = "encoder-decoder", **rest: Any) -> Architecture:
+    """input_ids [batch, sequence], attention_mask, decoder_input_ids [batch, target] -> logits.
+
+    rest: as `of_tokens` takes it.
+    """
+    return of_tokens(name, family, model, config, ("input_ids", "attention_mask", "decoder_input_ids"),
+                     decoder_start_token_id=1, **rest)
+
+
+def of_tokens(name: str, family: str, model: str, config: str, inputs: tuple[str, ...], *,
+              outputs: tuple[str, ...] = ("y",), fixed: tuple[str, ...] = (), exporter: str = "dynamo",
+              opset: int = 18, core: bool = False, **options: object) -> Architecture:
+    """transformers.`model`, called with `inputs` (up to three, out of AXES), and its first outputs.
+
+    fixed: names of the axes that the network cannot be exported without fixing. options: of the configuration.
+    """
+    options = {**TOKENS, **options}
 
     def make() -> Sample:
         import torch
@@ -34,22 +60,29 @@ def text(name: str, family: str, model: str, config: str, *, mask: bool = False,
                 super().__init__()
                 self.inner = inner
 
-            def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-                return self.inner(input_ids=ids, attention_mask=mask)[0]
+            def forward(self, first: torch.Tensor, second: torch.Tensor | None = None,
+                        third: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+                given = dict(zip(inputs, (first, second, third), strict=False))
+                return self.inner(**given)[:len(outputs)]
 
-        feed = {"input_ids": torch.randint(1, VOCABULARY, (BATCH, SEQUENCE))}
-        dynamic = dict(TEXT_AXES)
-        if mask:
-            feed["attention_mask"] = (torch.arange(SEQUENCE) < torch.tensor([[SEQUENCE], [SEQUENCE - 4]])).long()
-            dynamic["attention_mask"] = TEXT_AXES["input_ids"]
-        return Sample(First(), feed, dynamic)
+        free = {name: {axis: symbol for axis, symbol in AXES[name].items() if symbol not in fixed} for name in inputs}
+        return Sample(First(), {name: _value(name) for name in inputs}, free, outputs)
 
-    return Architecture(name, family, f"transformers {model}", make, key=f"{model} {config} {mask} {options}",
-                        core=core)
+    return Architecture(name, family, f"transformers {model}", make, exporter=exporter, opset=opset, core=core,
+                        key=f"{model} {config} {inputs} {outputs} {fixed} {options}")
+
+
+def _value(name: str) -> torch.Tensor:
+    """Tokens without the padding's, or a mask under which the second sample is four tokens shorter."""
+    import torch
+
+    if name == "attention_mask":
+        return (torch.arange(SEQUENCE) < torch.tensor([[SEQUENCE], [SEQUENCE - 4]])).long()
+    return torch.randint(1, VOCABULARY, (BATCH, TARGET if name.startswith("decoder") else SEQUENCE))
 
 
 def classifier(name: str, model: str, config: str, *, dynamic: bool = True, core: bool = False, side: int = 32,
-               **options: object) -> Architecture:
+               exporter: str = "dynamo", opset: int = 18, **options: object) -> Architecture:
     """pixels [batch, 3, side, side] -> logits [batch, 10]."""
     options = {"image_size": side, "num_labels": 10, **options}
 
@@ -69,4 +102,4 @@ def classifier(name: str, model: str, config: str, *, dynamic: bool = True, core
         return Sample(Logits(), {"pixels": torch.randn(BATCH, 3, side, side)}, IMAGE_AXES if dynamic else {})
 
     return Architecture(name, "vision", f"transformers {model}", make, key=f"{model} {config} {dynamic} {options}",
-                        core=core)
+                        exporter=exporter, opset=opset, core=core)
