@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out
 TASKS  ?= mnist_cnn minilm pp_rec pp_det
-# Options for pytest, as in `make test PYTEST="-k rules"`.
+# Options for pytest, as in `make test PYTEST="-k rules"`, and how many tests run at a time.
 PYTEST ?=
+JOBS   ?= 2
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
@@ -23,7 +24,7 @@ demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the 
 	@$(PY) -m tools.demo --out $(OUT)
 
 test: $(VENV)/.test descriptions  ## run the test suite
-	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
+	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) $(PYTEST)
 
 fuzz: $(VENV)/.test  ## prune random networks: CASES of them (20000), or for MINUTES; findings go to tests/regressions/
 	@OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(MINUTES),--minutes $(MINUTES))

@@ -82,7 +82,7 @@ def _infer_shapes(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain not in ("", "ai.onnx") or any(v in foreign for v in node.inputs):
             foreign |= {y: (y.shape, y.type) for y in node.outputs}
-    with contextlib.suppress(onnx_shape_inference.ShapeInferenceError):
+    with contextlib.suppress(Exception):  # shapes that contradict each other, symbols that it cannot read
         onnx_shape_inference.infer_symbolic_shapes(model)
     for value, (shape, kind) in foreign.items():
         value.shape, value.type = shape, kind
@@ -105,12 +105,17 @@ def drop_identities(graph: ir.Graph) -> None:
 
 
 def open_axes(model: ir.Model) -> None:
-    """Give axes that are declared as -1 or 0, as some exporters write "any size", a symbol, in place."""
+    """Give axes that are declared as -1 or 0, as some exporters write "any size", or as a formula with functions in it,
+    a symbol of their own, in place."""
     values = [*model.graph.inputs, *model.graph.outputs, *(y for node in model.graph for y in node.outputs)]
     for value in values:
-        if value.shape is not None and any(isinstance(n, int) and n <= 0 for n in value.shape):
-            dims = [f"{value.name}.{i}" if isinstance(n, int) and n <= 0 else n for i, n in enumerate(value.shape)]
+        if value.shape is not None and any(_is_open(n) for n in value.shape):
+            dims = [f"{value.name}.{i}" if _is_open(n) else n for i, n in enumerate(value.shape)]
             value.shape = ir.Shape(dims)
+
+
+def _is_open(n: int | ir.SymbolicDim) -> bool:
+    return n <= 0 if isinstance(n, int) else "(" in str(n.value or "")
 
 
 def unique_names(model: ir.Model) -> None:

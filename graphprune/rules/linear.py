@@ -90,10 +90,15 @@ def convolution(op: Op, t: Types, at: int = 1, bias_at: int = 2, *, channels_las
     t.contract(op, at, 1)
     if bias is not None:
         t.equal(t[bias][0], ws[0], op.why("the bias does not line up"))
-    n = len(ws) - 2
-    pads, strides = op.attr("pads") or [0] * 2 * n, op.attr("strides") or [1] * n
-    passes = [ws[2 + i].size == strides[i] == 1 and pads[i] == pads[n + i] == 0 for i in range(n)]
+    passes = place_by_place(op, [a.size for a in ws[2:]])
     spatial(op, t, ws[0], channels_last=channels_last, passes=passes)
+
+
+def place_by_place(op: Op, kernel: Sequence[int]) -> list[bool]:
+    """For each spatial axis whether a window of this size goes over it place by place."""
+    n = len(kernel)
+    pads, strides = op.attr("pads") or [0] * 2 * n, op.attr("strides") or [1] * n
+    return [kernel[i] == strides[i] == 1 and pads[i] == pads[n + i] == 0 for i in range(n)]
 
 
 def conv_transpose(op: Op, t: Types) -> None:

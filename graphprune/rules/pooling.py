@@ -8,14 +8,15 @@ import numpy as np
 
 from graphprune.dims import ONE, Dim, Prod, Type
 from graphprune.rules.base import Op, Rule, Sample, Types, axis_of
-from graphprune.rules.linear import spatial
+from graphprune.rules.linear import place_by_place, spatial
 from graphprune.rules.shapes import sizes_operand
 
 
 def pool(op: Op, t: Types) -> None:
     """x [N, C, *s] -> y [N, C, *s']. MaxPool's indices count through all channels: whoever uses them freezes C."""
     x = op.inputs[0]
-    spatial(op, t, t[x][1])
+    counted = any(y.name in t.shapes for y in op.outputs[1:])
+    spatial(op, t, t[x][1], passes=None if counted else place_by_place(op, op.attr("kernel_shape")))
     for indices in op.outputs[1:]:
         if indices.name in t.shapes:
             if indices.uses() or indices.is_graph_output():
@@ -155,7 +156,9 @@ RULES = (
     _one("MaxPool", pool, "y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)",
          Sample("y, i = MaxPool<kernel_shape=[2,2]>(x)", _X, groups=(6,)),
          Sample("z, i = MaxPool<kernel_shape=[2,2]>(x)\nf = Cast<to=1>(i)\ny = Add(z, f)", _X)),
-    _one("AveragePool", pool, "y = AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(x)"),
+    _one("AveragePool", pool, "y = AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(x)",
+         Sample("y = AveragePool<kernel_shape=[2,1], strides=[2,1]>(x)", (2, 3, 4, 6), axis=3, out_axis=3,
+                groups=(6,))),
     _one("LpPool", pool, "y = LpPool<kernel_shape=[2,2]>(x)"),
     _one("GlobalAveragePool", global_pool, "y = GlobalAveragePool(x)"),
     _one("GlobalMaxPool", global_pool, "y = GlobalMaxPool(x)"),

@@ -1,4 +1,4 @@
-"""Mixtures of experts of transformers; every expert's weights are gathered by token, so that no branch needs data."""
+"""Mixtures of experts of transformers; the weights of experts are gathered by token: no branch depends on data."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ ARCHITECTURES = (
     _moe("glm4_moe", "Glm4MoeForCausalLM", "Glm4MoeConfig", **LLAMA, moe_intermediate_size=48, n_routed_experts=4,
          n_shared_experts=1, first_k_dense_replace=1, head_dim=16, attn_implementation="sdpa"),
     _moe("flex_olmo", "FlexOlmoForCausalLM", "FlexOlmoConfig", **LLAMA, num_experts=4, attn_implementation="sdpa"),
-    _moe("minimax", "MiniMaxForCausalLM", "MiniMaxConfig", **LLAMA, num_local_experts=4, block_size=8,
-         layer_types=["full_attention", "linear_attention"], attn_implementation="eager"),
+    _moe("minimax", "MiniMaxForCausalLM", "MiniMaxConfig", fixed=("sequence",), **LLAMA, num_local_experts=4,
+         block_size=8, layer_types=["full_attention", "linear_attention"], attn_implementation="eager"),
 )

@@ -13,6 +13,8 @@ SSM = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
 SHARED = {**LLAMA, "num_key_value_heads": 4, "num_hidden_layers": 3,
           "layers_block_type": ["linear_attention", "hybrid", "hybrid"]}
 """The attention blocks of both hybrid layers are one block."""
+CHUNK = 5
+"""Not a divisor of the length at export, so that padding to whole chunks is part of the graph and any length runs."""
 UNROLLED = ("sequence",)
 
 
@@ -23,8 +25,8 @@ def _recurrent(name: str, model: str, config: str, **rest: Any) -> Architecture:
 ARCHITECTURES = (
     _recurrent("mamba", "MambaForCausalLM", "MambaConfig", fixed=UNROLLED, **MAMBA),
     _recurrent("falcon_mamba", "FalconMambaForCausalLM", "FalconMambaConfig", fixed=UNROLLED, **MAMBA),
-    _recurrent("mamba2", "Mamba2ForCausalLM", "Mamba2Config", fixed=UNROLLED, hidden_size=32, state_size=8,
-               num_hidden_layers=2, num_heads=8, head_dim=8, n_groups=2, chunk_size=4),
+    _recurrent("mamba2", "Mamba2ForCausalLM", "Mamba2Config", hidden_size=32, state_size=8,
+               num_hidden_layers=2, num_heads=8, head_dim=8, n_groups=2, chunk_size=CHUNK),
     _recurrent("rwkv", "RwkvForCausalLM", "RwkvConfig", fixed=UNROLLED, hidden_size=32, num_hidden_layers=2,
                attention_hidden_size=32, intermediate_size=64, context_length=64),
     _recurrent("recurrent_gemma", "RecurrentGemmaForCausalLM", "RecurrentGemmaConfig", fixed=UNROLLED,
@@ -38,18 +40,18 @@ ARCHITECTURES = (
                attn_implementation="eager"),
     _recurrent("zamba", "ZambaForCausalLM", "ZambaConfig", fixed=UNROLLED, **SHARED, **SSM, use_mamba_kernels=False,
                use_associative_scan=False, n_mamba_heads=2, attn_implementation="eager"),
-    _recurrent("zamba2", "Zamba2ForCausalLM", "Zamba2Config", fixed=UNROLLED, **SHARED, **SSM,
-               use_mamba_kernels=False, chunk_size=4, n_mamba_heads=8, adapter_rank=8, attn_implementation="sdpa"),
-    _recurrent("bamba", "BambaForCausalLM", "BambaConfig", fixed=UNROLLED, **LLAMA, **SSM, mamba_n_heads=8,
-               mamba_n_groups=2, mamba_chunk_size=4, attn_layer_indices=[1], attn_implementation="eager"),
-    _recurrent("falcon_h1", "FalconH1ForCausalLM", "FalconH1Config", fixed=UNROLLED, **LLAMA, **SSM, mamba_d_ssm=64,
-               mamba_n_heads=8, mamba_n_groups=2, mamba_chunk_size=4, attn_implementation="sdpa"),
-    _recurrent("granitemoe_hybrid", "GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", fixed=UNROLLED, **LLAMA,
-               **SSM, mamba_n_heads=8, mamba_n_groups=2, mamba_chunk_size=4, num_local_experts=4,
+    _recurrent("zamba2", "Zamba2ForCausalLM", "Zamba2Config", **SHARED, **SSM,
+               use_mamba_kernels=False, chunk_size=CHUNK, n_mamba_heads=8, adapter_rank=8, attn_implementation="sdpa"),
+    _recurrent("bamba", "BambaForCausalLM", "BambaConfig", **LLAMA, **SSM, mamba_n_heads=8,
+               mamba_n_groups=2, mamba_chunk_size=CHUNK, attn_layer_indices=[1], attn_implementation="eager"),
+    _recurrent("falcon_h1", "FalconH1ForCausalLM", "FalconH1Config", **LLAMA, **SSM, mamba_d_ssm=64,
+               mamba_n_heads=8, mamba_n_groups=2, mamba_chunk_size=CHUNK, attn_implementation="sdpa"),
+    _recurrent("granitemoe_hybrid", "GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", **LLAMA,
+               **SSM, mamba_n_heads=8, mamba_n_groups=2, mamba_chunk_size=CHUNK, num_local_experts=4,
                shared_intermediate_size=64, layer_types=["mamba", "attention"], experts_implementation="batched_mm",
                attn_implementation="eager"),
-    _recurrent("nemotron_h", "NemotronHForCausalLM", "NemotronHConfig", fixed=UNROLLED, **LLAMA, head_dim=16,
-               ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=4,
+    _recurrent("nemotron_h", "NemotronHForCausalLM", "NemotronHConfig", **LLAMA, head_dim=16,
+               ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=CHUNK,
                layers_block_type=["mamba", "attention", "mlp"], use_mamba_kernels=False, attn_implementation="sdpa"),
     _recurrent("xlstm", "xLSTMForCausalLM", "xLSTMConfig", fixed=UNROLLED, hidden_size=32, num_hidden_layers=2,
                num_heads=2, chunk_size=4, ffn_round_up_to_multiple_of=8, autocast_kernel_dtype="float32",
