@@ -17,6 +17,7 @@ from graphprune.causes import Frozen, body_constants, frozen_rows, is_locked, we
 from graphprune.dims import Dim, Prod, Reason, Sum, Type, freeze, leaves, norm
 from graphprune.keeps import Keep, Keeps, Ragged, coordinates, positions
 from graphprune.rules.base import Reader, Types
+from graphprune.rules.shapes import is_dynamic
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def outer_variables(model: ir.Model, types: Types, dims: Iterable[Dim]) -> dict[
         on_axes = Counter(d for t in axes for d in dict.fromkeys(leaves(t)))
         for i, t in enumerate(axes):
             if not wanted.isdisjoint(leaves(t)):
-                elsewhere = [d for j, other in enumerate(axes) if j != i for d in _throughout(other)]
+                elsewhere = [d for j, other in enumerate(axes) if j != i and not is_dynamic(other)
+                             for d in _throughout(other)]  # fmt: skip
                 for d, around in _surrounded(norm(t), ()):
                     if d in wanted:
                         here = {o for o in (*around, *elsewhere) if on_axes[o] == 1}

@@ -29,6 +29,8 @@ LEAST = 1e-3
 """Outputs smaller than this are compared as if they were this large: a sigmoid's 1e-6 is all rounding."""
 SHARE = 0.05
 """The difference must also be under this share of what the removal itself changes."""
+NOISE = 1e-5
+"""But differences up to this are rounding, whatever the effect."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,10 @@ def _tolerance(model: ir.Model) -> float:
 def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have, tolerance: float) -> Check:
     difference = compare(want, have)
     effect = compare(want, dense)
-    if not difference <= tolerance or (difference > SHARE * effect and difference > 1e-6):
+    if not difference <= tolerance or difference > max(SHARE * effect, NOISE):
         verdict = "mismatch"
     else:
-        verdict = "exact" if effect > 1e-6 and difference <= SHARE * effect else "vacuous"
+        verdict = "exact" if effect > NOISE and difference <= SHARE * effect else "vacuous"
     shapes = {k: tuple(v.shape) for k, v in feed.items()}
     return Check(oracle, groups, shapes, difference, effect, verdict)
 

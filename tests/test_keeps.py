@@ -87,6 +87,15 @@ def test_a_variable_on_two_axes_of_a_value_cannot_be_an_outer_one() -> None:
     assert heads not in outer_variables(model, both, [inner])[inner]
 
 
+def test_heads_merged_with_a_batch_of_any_size_are_no_outer_variable() -> None:
+    batch, heads, inner = Dim(3), Dim(2), Dim(3)
+    model = model_of("result = Identity(x)", {"x": ("N",)})
+    types = Types({}, {}, axes={"w": [Prod((heads, inner))], "x": [Prod((batch, heads)), inner]})
+    assert heads in outer_variables(model, types, [inner])[inner]
+    batch.dynamic = True
+    assert heads not in outer_variables(model, types, [inner])[inner]
+
+
 def test_an_order_in_place_of_a_keep_set_permutes_within_each_outer_index() -> None:
     outer, inner = Dim(2), Dim(3)
     order = Ragged((outer,), np.array([[2, 0, 1], [1, 2, 0]]))
