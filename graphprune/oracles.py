@@ -31,6 +31,8 @@ SHARE = 0.05
 """The difference must also be under this share of what the removal itself changes."""
 NOISE = 1e-5
 """But differences up to this are rounding, whatever the effect."""
+SHOWN = 1e-6
+"""A removal that changes less than this shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have, 
     if not difference <= tolerance or difference > max(SHARE * effect, NOISE):
         verdict = "mismatch"
     else:
-        verdict = "exact" if effect > NOISE and difference <= SHARE * effect else "vacuous"
+        verdict = "exact" if effect > SHOWN and difference <= SHARE * effect else "vacuous"
     shapes = {k: tuple(v.shape) for k, v in feed.items()}
     return Check(oracle, groups, shapes, difference, effect, verdict)
 

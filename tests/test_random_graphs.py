@@ -37,7 +37,7 @@ def test_pruning_random_networks_keeps_the_laws(chunk: int, record_property: Cal
     assert statistics.cases >= 0.95 * CASES * SLICES / CHUNKS
     assert shown["vacuous"] < 0.08 * shown.total(), "removal seldom shows"  # a dead network counts a dozen times
     assert statistics.unstable < 0.02 * statistics.cases
-    assert statistics.refused < 0.03 * statistics.cases
+    assert statistics.refused < 0.06 * statistics.cases
     assert statistics.idle < 0.05 * statistics.cases
     assert statistics.ragged
 
@@ -158,7 +158,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> str:
 def faulty(op: str, *, shrink: bool = True) -> Finding:
     """What is found among a few hundred networks that an operator is drawn for."""
     seeds = [seed for seed in range(SLICES) if any(key[1] == op for key in samples_of(seed))]
-    found = (search(seed, n_cases=100, shrink=shrink) for seed in seeds[:6])
+    found = (search(seed, n_cases=100, shrink=shrink) for seed in seeds[:16])
     return next(finding for finding in found if finding is not None)
 
 
