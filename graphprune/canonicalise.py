@@ -20,7 +20,6 @@ import onnxscript.optimizer
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
-from graphprune.causes import body_constants, weights_of
 from graphprune.errors import ModelError
 from graphprune.fold import fold_arithmetic
 from graphprune.strided import fold_identity_gathers
@@ -158,12 +157,6 @@ def untie(model: ir.Model) -> None:
             copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
             graph.register_initializer(copy)
             node.replace_input_with(index, copy)
-
-
-def parameters(model: ir.Model) -> int:
-    """Number of weights, those in the bodies of control flow included."""
-    inside = (int(v.size) for node in model.graph for v in body_constants(node))
-    return sum(int(v.const_value.size) for v in weights_of(model.graph)) + sum(inside)
 
 
 def check_finite(model: ir.Model) -> None:

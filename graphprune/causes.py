@@ -154,6 +154,12 @@ def body_constants(node: ir.Node) -> Iterator[ir.TensorProtocol]:
                 yield from body_constants(inner)
 
 
+def parameters(model: ir.Model) -> int:
+    """Number of weights, those in the bodies of control flow included."""
+    inside = (int(v.size) for node in model.graph for v in body_constants(node))
+    return sum(int(v.const_value.size) for v in weights_of(model.graph)) + sum(inside)
+
+
 def _reason(d: Dim) -> Reason:
     return d.frozen or d.inexact or Reason(NO_CHANNELS)
 

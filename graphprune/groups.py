@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.causes import Frozen, body_constants, frozen_rows, is_locked, weights_of
+from graphprune.causes import Frozen, frozen_rows, is_locked, parameters, weights_of
 from graphprune.dims import Dim, Prod, Reason, Sum, Type, freeze, leaves, norm
 from graphprune.keeps import Keep, Keeps, Ragged, coordinates, positions
 from graphprune.rules.base import Reader, Types
@@ -100,8 +100,7 @@ def analyse(model: ir.Model, types: Types, *, inexact: bool = False) -> Analysis
     locked = [d for d in made if d not in free and is_locked(d)]
     makers_first = {d: sorted(places[d], key=lambda p: (p in read, -weights[p[0]].const_value.size)) for d in locked}
     frozen = tuple(frozen_rows(model, types, makers_first, free))
-    total = sum(int(v.const_value.size) for v in weights.values())
-    total += sum(int(v.size) for node in model.graph for v in body_constants(node))
+    total = parameters(model)
     return Analysis(model, types, groups, frozen, total, total - sum(row.n_parameters for row in frozen))
 
 
@@ -110,7 +109,9 @@ def outer_variables(model: ir.Model, types: Types, dims: Iterable[Dim]) -> dict[
 
     Such a variable is there wherever the dim is, in every value: outside it on the same axis, or on another axis, and
     only once (it would have two indices there). It is free and no statistic, so that every operator either treats its
-    indices one by one or sums them up - and a sum would be a value with the dim and without the variable.
+    indices one by one or sums them up - and a sum would be a value with the dim and without the variable, in the graph
+    or inside a node. Merged with a batch of any size, as in (batch x heads) beside the dim, it does not count: no mask
+    of a fixed size could certify that.
     """
     wanted: set[Dim] = set(dims)
     found: dict[Dim, tuple[Dim, ...]] = {}

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune import report as rows
-from graphprune.canonicalise import parameters
+from graphprune.causes import parameters
 from graphprune.divergence import cosine, divergence, outputs_of
 from graphprune.oracles import Check
 from graphprune.target import Target, Timing, speedup

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphprune.canonicalise import parameters
+from graphprune.causes import parameters
 from graphprune.edit import shrink
 from graphprune.errors import EnvironmentFault, UsageError
 from models import zoo
