@@ -20,11 +20,11 @@ import numpy as np
 import models
 from graphprune.backends import open_backend
 from graphprune.compiler import HIGH, LOW, Compiler
-from graphprune.errors import GraphpruneError, InfeasibleTarget
+from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.target import Ratio, Target, speedup
 from models.task import Task
-from tools.shared import compiler_of
+from tools.shared import compiler_of, exit_with
 
 
 def measured_again(compiler: Compiler, task: Task, data: bytes, threads: int, max_seconds: float) -> Ratio:
@@ -91,8 +91,4 @@ def kept(row: dict) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except GraphpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.backends import open_backend
-from graphprune.errors import GraphpruneError, UsageError
+from graphprune.errors import UsageError
 from graphprune.files import atomic_write
 from graphprune.progress import choose, seconds
 from models import zoo
@@ -33,7 +33,7 @@ from models.task import cache_dir
 from models.zoo.base import Architecture
 from tools.coverage_pages import failures, headlines, markdown, percent, picture, reached
 from tools.coverage_record import UNFINISHED, Row, described, identity
-from tools.shared import console
+from tools.shared import console, exit_with
 
 _AROUND = {"graphprune.progress", "graphprune.report", "graphprune.tables"}
 """Modules that are loaded here and have no say in a row."""
@@ -235,8 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except GraphpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main)

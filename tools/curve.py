@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from typing import Any
 import models
 from graphprune.backends import open_backend
 from graphprune.compiler import Compiler
-from graphprune.errors import GraphpruneError, InfeasibleTarget
+from graphprune.errors import InfeasibleTarget
 from graphprune.files import atomic_write
 from graphprune.progress import choose
 from graphprune.target import Target
 from tools.curve_pages import markdown, picture, table_of
-from tools.shared import compiler_of, console, factors_option, quality
+from tools.shared import compiler_of, console, exit_with, factors_option, quality
 
 SPEEDUPS = "1.25,1.5,2,3"
 OURS, BASELINE, DENSE = "second-order", "magnitude, no compensation", "dense"
@@ -142,8 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except GraphpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main)

@@ -9,7 +9,6 @@ strings. The largest factor that loses at most 2 points of character accuracy is
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import models
 from graphprune.compiler import Compiler, Result
-from graphprune.errors import GraphpruneError, InfeasibleTarget
+from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.report import Metric, count, milliseconds, percent, size_text, spread_text
 from graphprune.target import Target
 from models.task import Task
-from tools.shared import compiler_of, console, factors_option, quality, table
+from tools.shared import compiler_of, console, exit_with, factors_option, quality, table
 
 TOLERANCE = 0.02
 """Loss of character accuracy that is accepted."""
@@ -138,8 +137,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except GraphpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main)

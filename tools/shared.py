@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,15 @@ from models.task import Run, Task
 
 WIDE = 132
 """Columns of a table that is not printed to a terminal."""
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Run a tool and exit with its code; an error of ours is one message and its own code."""
+    try:
+        sys.exit(main())
+    except GraphpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def compiler_of(task: Task, samples: int, *, threads: int, seed: int, progress: Progress, **options: Any) -> Compiler:
