@@ -51,12 +51,9 @@ class LargestWeights:
                 chosen[name] = {"keep": sorted(int(i) for i in best)}
         return chosen
 
-    def apply(self, context, model, choices):
+    def apply(self, context, model, choices, solve=True):
         keep = {name: np.array(choice["keep"]) for name, choice in choices.items()}
         return shrink(model, context.analysis.types, context.analysis.keeps(keep))
-
-    def solve_again(self, context, model, choices):
-        return {}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphprune.align import align, find_free_bases
 from graphprune.backends.base import Backend
-from graphprune.context import Context, overwrite
+from graphprune.context import Context
 from graphprune.cost import CostModel, measure_cost
 from graphprune.divergence import divergence, outputs_of
 from graphprune.edit import shrink
@@ -206,26 +206,15 @@ class Compiler:
             for p in self.passes
         }
 
-    def apply(self, choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
-        return apply(self.context, self.passes, choices)
-
-    def tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for p in self.passes:
-            found |= p.solve_again(self.context, model, choices.get(p.name, {}))
-        return found
-
     def _build_for_price(self, levels: Mapping[str, int]) -> bytes:
-        return save_bytes(lowered(self.backend, self.apply(self.choose(levels)), self.lowerings))
+        model = apply(self.context, self.passes, self.choose(levels), solve=False)
+        return save_bytes(lowered(self.backend, model, self.lowerings))
 
     def loss(self, levels: Mapping[str, int]) -> float:
         """Output divergence at these levels on calibration feeds, readers solved again."""
         key = tuple(levels[s.name] for s in self.sites)
         if key not in self._losses:
-            choices = self.choose(levels)
-            model = self.apply(choices)
-            overwrite(model, self.tensors(model, choices))
-            self._losses[key] = self._divergence(model)
+            self._losses[key] = self._divergence(apply(self.context, self.passes, self.choose(levels)))
         return self._losses[key]
 
     def _divergence(self, model: ir.Model) -> float:
@@ -363,13 +352,13 @@ class Compiler:
         """The model with the choices carried out and all its linear layers solved for."""
         if not any(choices.values()):
             return shrink(self.prepared.model, self.prepared.analysis.types, {})
-        model = self.apply(choices)
-        overwrite(model, self.tensors(model, choices))
+        structural = [p for p in self.passes if not rounds(p)]
+        model = apply(self.context, structural, choices)
         if self.context.compensate:
             keeps = self.prepared.analysis.keeps(kept_channels(choices))
             with self._stage("refit", n_stages(self.context, model, keeps)) as step:
                 refit(self.context, model, keeps, self._fitted, step, self._divergence)
-        return model
+        return apply(self.context, [p for p in self.passes if rounds(p)], choices, onto=model)
 
     def _exact_part(self, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, dict[str, Choice]]:
         """The choices without those on axes that a norm or a softmax runs over."""
@@ -382,7 +371,7 @@ class Compiler:
     def _new_tensors(self, model: ir.Model, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.ndarray]:
         """The initialisers of the finished model that applying the choices to the model as it came does not give."""
         original = replace(self.context, analysis=self.prepared.analysis)
-        plain = apply(original, self.passes, choices).graph.initializers
+        plain = apply(original, self.passes, choices, solve=False).graph.initializers
         return {
             name: value.const_value.numpy()
             for name, value in model.graph.initializers.items()
@@ -417,12 +406,24 @@ def kept_channels(choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, np.n
     return {n: np.asarray(c["keep"]) for sites in choices.values() for n, c in sites.items() if "keep" in c}
 
 
-def apply(context: Context, passes: Sequence[Pass], choices: Mapping[str, Mapping[str, Choice]]) -> ir.Model:
-    """The canonical model with every pass's choices carried out, in order."""
-    model = context.model
+def apply(
+    context: Context,
+    passes: Sequence[Pass],
+    choices: Mapping[str, Mapping[str, Choice]],
+    *,
+    solve: bool = True,
+    onto: ir.Model | None = None,
+) -> ir.Model:
+    """The canonical model, or `onto`, with every pass's choices carried out, in order."""
+    model = onto or context.model
     for p in passes:
-        model = p.apply(context, model, choices.get(p.name, {}))
+        model = p.apply(context, model, choices.get(p.name, {}), solve)
     return model
+
+
+def rounds(p: Pass) -> bool:
+    """Whether the pass rounds weights, so that it comes after the refit."""
+    return getattr(p, "rounds", False)
 
 
 def lowered(backend: Backend, model: ir.Model, names: Iterable[str]) -> ir.Model:

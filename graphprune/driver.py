@@ -121,7 +121,7 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None
     context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate)
     _check_kept(prepared.analysis, plan.choices)
     try:
-        model = overwrite(apply(context, passes, plan.choices), plan.tensors)
+        model = overwrite(apply(context, passes, plan.choices, solve=False), plan.tensors)
         return save_bytes(lowered(backend, model, plan.lowerings))
     except (KeyError, IndexError, TypeError, ValueError) as e:
         raise UsageError(f"the plan does not fit the model: {e}", fix="compile again with this version") from e

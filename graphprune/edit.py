@@ -70,6 +70,19 @@ def bypass(node: ir.Node, value: ir.Value) -> None:
             del graph.initializers[operand.name]
 
 
+_STANDS_FOR = "graphprune.stands_for"
+
+
+def stand_for(node: ir.Node, name: str) -> None:
+    """Note that the node does (a part of) what the canonical model's node `name` did."""
+    node.metadata_props[_STANDS_FOR] = name
+
+
+def stands_for(node: ir.Node) -> str:
+    """The canonical node whose work the node does: its own name, unless it took the place of another."""
+    return node.metadata_props.get(_STANDS_FOR, node.name)
+
+
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Give an initialiser new contents, in its own element type."""
     dtype = value.const_value.dtype

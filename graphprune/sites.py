@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from graphprune.context import Context
 
 Choice = Mapping[str, Any]
@@ -22,8 +20,10 @@ class Site:
     """One place where one pass may act.
 
     name: unique over all passes. levels: integer amounts, ascending, the last one leaving the site as it is; a level is
-    what prices are fitted on (a width, a rank, 0/1 for a dropped branch). prior: estimated relative output error of the
-    site's own readers at each level, 0 at the last. about: words for people. members: nodes concerned.
+    what prices are fitted on. ordered: whether levels are sizes (a width, a rank), so that times and losses may be
+    interpolated between them; else they are numbers of alternatives (drop or keep, the precisions of a node), and every
+    one is measured. prior: estimated relative output error of the site's own readers at each level, 0 at the last.
+    about: words for people; labels: the same for each alternative. members: nodes concerned.
     """
 
     name: str
@@ -31,17 +31,25 @@ class Site:
     prior: tuple[float, ...]
     about: str = ""
     members: tuple[str, ...] = field(default=())
+    ordered: bool = True
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def full(self) -> int:
         return self.levels[-1]
+
+    def label(self, level: int) -> str:
+        """The level in words."""
+        return self.labels.get(level, str(level))
 
 
 class Pass(Protocol):
     """A way to make a model cheaper. Proposing changes nothing; applying does what was decided and nothing else.
 
     Passes are applied in the order given, each to the result of the one before; all name nodes and values of the
-    canonical model.
+    canonical model, and pass over what an earlier pass has taken away. A node that takes the place of another says so
+    (`edit.stands_for`). Between the passes that leave weights free and those that round them (an attribute
+    `rounds = True`; they come last) all linear layers are refitted.
     """
 
     name: str
@@ -54,12 +62,10 @@ class Pass(Protocol):
         """What taking these levels means, site by site, sites left whole omitted."""
         ...
 
-    def apply(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
-        """A copy of `model` with the choices carried out, weights as they fall."""
-        ...
-
-    def solve_again(
-        self, context: Context, model: ir.Model, choices: Mapping[str, Choice]
-    ) -> Mapping[str, np.ndarray]:
-        """New contents for initialisers of the applied model that make up for what was removed; {} if none."""
+    def apply(
+        self, context: Context, model: ir.Model, choices: Mapping[str, Choice], solve: bool = True
+    ) -> ir.Model:
+        """A copy of `model` with the choices carried out. solve: give the weights that are left the values that make
+        up best for what is gone; without it (for prices, and when a plan is replayed) nodes, names and shapes are the
+        same but weights are as they fall, and neither calibration data nor moments may be asked for."""
         ...

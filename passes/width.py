@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.compensate import least_squares
-from graphprune.context import Context
+from graphprune.context import Context, overwrite
 from graphprune.dims import leaves
 from graphprune.edit import shrink
 from graphprune.groups import Group, columns, unit_columns
@@ -140,7 +140,9 @@ class Width:
             return units.tolist()
         return (units % group.size).reshape(*(d.size for d in group.outer), k).tolist()
 
-    def apply(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
+    def apply(
+        self, context: Context, model: ir.Model, choices: Mapping[str, Choice], solve: bool = True
+    ) -> ir.Model:
         """Slice; then open a bias for every reader that will need one, so that prices see it too."""
         keeps = context.analysis.keeps({name: np.asarray(c["keep"]) for name, c in choices.items()})
         small = shrink(model, context.analysis.types, keeps)
@@ -155,12 +157,10 @@ class Width:
                 put_weight(node, 1, weight.const_value.numpy())
             if view.centred and find_bias(node, n).node is None:
                 put_bias(node, np.zeros(n), weight.const_value.dtype)
-        return small
+        return overwrite(small, self._tensors(context, small, keeps)) if solve else small
 
-    def solve_again(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> Mapping[str, np.ndarray]:
-        if not context.compensate:
-            return {}
-        keeps = context.analysis.keeps({name: np.asarray(c["keep"]) for name, c in choices.items()})
+    def _tensors(self, context: Context, model: ir.Model, keeps: Keeps) -> Mapping[str, np.ndarray]:
+        """New weights and biases of the readers of a shrunk model."""
         nodes = {node.name: node for node in model.graph}
         tensors: dict[str, np.ndarray] = {}
         for view in self._readers(context, keeps, nodes):

@@ -276,7 +276,9 @@ class Branches:
     def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:
         return {name: {"drop": name.removeprefix("branch ")} for name, level in levels.items() if level == 0}
 
-    def apply(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
+    def apply(
+        self, context: Context, model: ir.Model, choices: Mapping[str, Choice], solve: bool = True
+    ) -> ir.Model:
         copy = model.clone()
         adds = {node.name: node for node in copy.graph}
         for choice in choices.values():
@@ -294,9 +296,6 @@ class Branches:
             copy.graph.remove(add, safe=True)
         RemoveUnusedNodesPass()(copy)
         return copy
-
-    def solve_again(self, context, model, choices) -> Mapping[str, np.ndarray]:
-        return {}
 
 
 def branch_prices(full, levels, build, feed, backend, **options) -> CostModel:

@@ -11,7 +11,7 @@ import pytest
 
 from graphprune.align import align
 from graphprune.backends import open_backend
-from graphprune.context import Context, overwrite
+from graphprune.context import Context
 from graphprune.divergence import divergence, outputs_of
 from graphprune.edit import shrink
 from graphprune.groups import Analysis
@@ -111,7 +111,6 @@ def pruned(context: Context, share: float) -> tuple[ir.Model, dict]:
     choices = width.choose(context, levels)
     assert choices
     model = width.apply(context, context.model, choices)
-    overwrite(model, width.solve_again(context, model, choices))
     return model, context.analysis.keeps({name: np.array(c["keep"]) for name, c in choices.items()})
 
 
@@ -188,7 +187,6 @@ def test_a_later_branch_repairs_what_an_earlier_one_lost() -> None:
         width.propose(context)
         choices = width.choose(context, {first: 8})
         model = width.apply(context, context.model, choices)
-        overwrite(model, width.solve_again(context, model, choices))
         untouched = model.graph.initializers["w4"].const_value.numpy()
         before = loss(analysis, model, held_out)
         keeps = analysis.keeps({first: np.array(choices[first]["keep"])})
