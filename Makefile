@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out
 TASKS  ?= mnist_cnn minilm pp_rec pp_det
+ABLATION ?= mnist_cnn minilm pp_rec efficientnet_lite0
 # Options for pytest, as in `make test PYTEST="-k rules"`, and how many tests run at a time.
 PYTEST ?=
 JOBS   ?= 2
@@ -15,7 +16,7 @@ LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint curves coverage clean descriptions
+.PHONY: help demo test fuzz lint curves ablation coverage clean descriptions
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ lint: $(VENV)/.test  ## check the code with ruff
 
 curves: $(VENV)/.test descriptions  ## quality against measured speed-up, beside magnitude pruning, into docs/ (takes long)
 	@$(PY) -m tools.curve $(TASKS)
+
+ablation: $(VENV)/.test descriptions  ## the joint solve beside each pass alone, sequences and ONNX Runtime's own, into docs/ (takes long)
+	@$(PY) -m tools.ablation $(ABLATION)
 
 coverage: $(VENV)/.test  ## every architecture of models/zoo typed, timed and certified, into docs/ (takes long)
 	@$(PY) -m tools.coverage

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphprune.target import Kernel, Timing
+from graphprune.target import IntegerKernels, Kernel, Timing
 
 Feed = dict[str, np.ndarray]
 Model = bytes | Path | onnx.ModelProto | ir.Model
@@ -29,11 +29,13 @@ class Executable(Protocol):
 
 class Backend(Protocol):
     """A runtime on a device. `threads` is how many threads one run may use. `lowerings` are rewrites that leave what a
-    model computes alone and may be faster here, by name; the driver measures them before it takes them."""
+    model computes alone and may be faster here, by name; the driver measures them before it takes them. `integer`: what
+    can be computed with few bits; whether it is faster is measured, too."""
 
     name: str
     threads: int
     lowerings: Mapping[str, Callable[[ir.Model], ir.Model]]
+    integer: IntegerKernels
 
     def load(self, model: Model, *, optimise: bool = True) -> Executable:
         """Ready to run; `optimise=False` runs the graph as it is written, for exact comparisons.

@@ -21,7 +21,7 @@ from graphprune.backends import profile as trace
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.lowering import LOWERINGS
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
-from graphprune.target import Kernel, Timing, median_spread, speedup
+from graphprune.target import IntegerKernels, Kernel, Timing, median_spread, speedup
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _WARM_RUNS = 2
@@ -82,6 +82,15 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     lowerings = LOWERINGS
+    integer = IntegerKernels(
+        linear={
+            "Conv": ("static",),
+            "Gemm": ("static", "dynamic", "int8 weights", "int4 weights"),
+            "MatMul": ("static", "dynamic", "int8 weights", "int4 weights"),
+        },
+        followers=frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu", "Sigmoid"}),
+        carriers=frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split"}),
+    )
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -101,7 +110,8 @@ class OnnxRuntime:
             loaded.check(feed)
             for _ in range(_WARM_RUNS + repeats):
                 loaded.run(feed)
-            return trace.kernels(json.loads(Path(session.end_profiling()).read_text()), skip_runs=_WARM_RUNS)
+            found = trace.kernels(json.loads(Path(session.end_profiling()).read_text()), skip_runs=_WARM_RUNS)
+        return trace.named(found, _graph_of(model))
 
     def measure(
         self,
@@ -194,6 +204,15 @@ def _loadable(model: Model, folder: Path) -> bytes | str:
         ir.save(model, path, external_data="weights.bin")
         return str(path)
     return ir.to_proto(model).SerializeToString()
+
+
+def _graph_of(model: Model) -> ir.Graph:
+    """The graph of a model in any form; weights in other files are not read."""
+    if isinstance(model, ir.Model):
+        return model.graph
+    if isinstance(model, Path):
+        model = onnx.load(model, load_external_data=False)
+    return ir.from_proto(onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model).graph
 
 
 @contextmanager

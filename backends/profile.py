@@ -1,15 +1,25 @@
-"""Reads the trace that ONNX Runtime's profiler writes (Chrome tracing JSON). Knows the format, runs nothing."""
+"""Reads the trace that ONNX Runtime's profiler writes (Chrome tracing JSON). Knows the format, runs nothing.
+
+Also knows how the runtime names what it fuses, moves and makes up: after a node, after a value, with a number that
+depends on everything it did before. Here every kernel is named by the node of the model whose work it does.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graphprune.target import Kernel
 
 _SUFFIX = "_kernel_time"
+_MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+)+$")
+_LINEAR = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
 def kernels(events: Iterable[Mapping[str, Any]], *, skip_runs: int) -> list[Kernel]:
@@ -53,3 +63,56 @@ def kernels(events: Iterable[Mapping[str, Any]], *, skip_runs: int) -> list[Kern
 
 def _shapes(typed: Iterable[Mapping[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(shape) for entry in typed for shape in entry.values())
+
+
+def named(found: Iterable[Kernel], graph: ir.Graph) -> list[Kernel]:
+    """Kernels under names that depend only on what they do: that of the node of `graph` they stand for (of a fused
+    convolution, the convolution); where the runtime made one up, as changes of layout are, "OP after KERNEL". Names are
+    unique."""
+    names = _Names(graph)
+    kernels, before, seen = list(found), "", Counter()
+    stems = [_MADE_UP.sub("", k.name) for k in kernels]
+    names.visible = set(stems)
+    result = []
+    for kernel, stem in zip(kernels, stems, strict=True):
+        own = names.node_of(stem)
+        if own is None:
+            name = f"{kernel.op} after {before}"
+        else:
+            name = before = own
+        seen[name, kernel.op] += 1
+        n = seen[name, kernel.op]
+        result.append(replace(kernel, name=f"{name} {n}" if n > 1 else name))
+    return result
+
+
+class _Names:
+    """Nodes of a graph by the names that the runtime gives to kernels."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.nodes = {node.name: node for node in graph if node.name}
+        self.values = {y.name: y for node in graph for y in node.outputs if y.name}
+        self.visible: set[str] = set()
+        """Values and nodes that kernels are named after."""
+
+    def node_of(self, name: str) -> str | None:
+        if name in self.nodes:
+            return name
+        if name in self.values:
+            return self._maker(self.values[name])
+        ends = [i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum()]
+        return next((name[:i] for i in ends if name[:i] in self.nodes), None)
+
+    def _maker(self, value: ir.Value) -> str:
+        """The linear node behind a value, through what the runtime fuses with it; else the node that makes it."""
+        waiting, seen = [value], set()
+        while waiting:
+            v = waiting.pop()
+            node = v.producer()
+            if node is None or id(v) in seen or (v is not value and {v.name, node.name} & self.visible):
+                continue
+            seen.add(id(v))
+            if node.op_type in _LINEAR:
+                return node.name
+            waiting += [x for x in node.inputs if x is not None]
+        return value.producer().name

@@ -35,7 +35,8 @@ def moments(
     unique = {view.key(): view for view in views}
     found: dict[tuple, list[Moments]] = {}
     for part in _slices(list(unique.values()), model):
-        run = load(exposed(model, list(dict.fromkeys(view.reader.x for view in part if not _is_input(model, view)))))
+        inside = list(dict.fromkeys(view.reader.x for view in part if not _is_input(model, view)))
+        run = load(exposed(model, inside)) if inside else dict  # a feed holds all that readers of inputs see
         sums: dict[tuple, list[_Rows]] = {}
         limits = {view.key(): rows_per_feed(_width(view, model), len(feeds)) for view in part}
         for feed in feeds:

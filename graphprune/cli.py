@@ -44,6 +44,9 @@ Shapes = Annotated[list[str] | None, typer.Option(
 Threads = Annotated[int, typer.Option(min=1, help="Threads the model will run on.")]
 Calibration = Annotated[str | None, typer.Option(
     help="A folder of .npz feeds, one .npz of stacked samples, or module:function.", show_default=False)]
+Outputs = Annotated[list[str] | None, typer.Option(
+    "--output", metavar="NAME=KIND", help="What an output is, so that quality is measured as such: auto, distribution, "
+    "logits, embedding or relative; repeatable.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 
 
@@ -56,11 +59,21 @@ def compile_(
                                                        show_default=False)] = None,
     family: Annotated[str | None, typer.Option(metavar="1.5x,2x,3x", help="Or several speed-ups from one calibration, "
                                                "each in its own folder.", show_default=False)] = None,
+    max_drop: Annotated[str | None, typer.Option(
+        metavar="1%", help="Or as fast as it can be with quality down by no more than this: of --evaluate as a share "
+        "(1%) or in points (0.01), otherwise output divergence.", show_default=False)] = None,
+    evaluate: Annotated[str | None, typer.Option(
+        metavar="MODULE:FUNCTION", help="Your own metric: function(run) gives a number or several by name, higher is "
+        "better, where run(feed) gives outputs.", show_default=False)] = None,
+    output: Outputs = None,
     device: Annotated[str, typer.Option(help="What it must be fast on.")] = "host",
     calibration: Calibration = None,
     shape: Shapes = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-compressed]",
                                              show_default=False)] = None,
+    passes: Annotated[str | None, typer.Option(
+        metavar="width,quantise", help="Only these passes, of depth, width, low-rank, quantise.  [default: all]",
+        show_default=False)] = None,
     score: Annotated[Score, typer.Option(help="How channels are ranked.")] = Score.second_order,
     axes: Annotated[Axes, typer.Option(help="Where channels may go: only where that is the same as zeroing them, or "
                                             "also where a norm runs over them (residual widths).")] = Axes.exact,
@@ -69,15 +82,17 @@ def compile_(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Make MODEL faster by a factor, or as fast as a time."""
-    targets = _targets(target_speedup, target_latency, family)
+    """Make MODEL faster by a factor, or as fast as a time, or as fast as quality allows."""
+    targets = _targets(target_speedup, target_latency, family, max_drop, evaluate is not None)
     path = _model_file(model)
     out = out or Path(f"{path.stem}-compressed")
     _not_over(path, out / "model.onnx", "another --out")
+    from graphprune.divergence import read_kinds
     from graphprune.feeds import read_shapes
     from graphprune.files import check_writable
 
     shapes = read_shapes(shape or [])
+    given = {"outputs": read_kinds(output or []), "evaluate": evaluate}
     check_writable(out)
     import graphprune
     from graphprune import progress
@@ -85,8 +100,11 @@ def compile_(
 
     options: dict[str, Any] = {
         "device": device, "calibration": calibration, "shapes": shapes, "seed": seed, "threads": threads,
-        "score": score.value, "axes": axes.value, "progress": progress.choose(quiet)}
-    if family is None:
+        "passes": passes, "score": score.value, "axes": axes.value, "progress": progress.choose(quiet),
+        **{name: value for name, value in given.items() if value}}
+    if max_drop is not None:
+        results, folders = [graphprune.compile(path, max_drop=max_drop, **options)], [out]
+    elif family is None:
         results = [graphprune.compile(path, target_speedup=targets[0].speedup, target_latency_ms=targets[0].latency_ms,
                                       **options)]
         folders = [out]
@@ -287,16 +305,23 @@ def _as_graphprune_error(error: Exception) -> GraphpruneError | None:
     return None
 
 
-def _targets(speedup: str | None, latency: str | None, family: str | None) -> list[Target]:
-    """What was asked for, as one target or several factors."""
-    given = {"--target-speedup": speedup, "--target-latency": latency, "--family": family}
+def _targets(
+    speedup: str | None, latency: str | None, family: str | None, max_drop: str | None, metric: bool
+) -> list[Target]:
+    """What was asked for, as one target or several factors; none where it is a quality."""
+    given = {"--target-speedup": speedup, "--target-latency": latency, "--family": family, "--max-drop": max_drop}
     named = [name for name, text in given.items() if text is not None]
     if len(named) != 1:
         what = f"{' and '.join(named)} cannot be combined" if named else "no target was given"
-        raise UsageError(what, at="graphprune compile",
-                         fix="give one of --target-speedup 2x, --target-latency 5ms, --family 1.5x,2x,3x")
+        fix = "give one of --target-speedup 2x, --target-latency 5ms, --family 1.5x,2x,3x, --max-drop 1%"
+        raise UsageError(what, at="graphprune compile", fix=fix)
     from graphprune.target import Target
 
+    if max_drop is not None:
+        from graphprune.dual import MaxDrop
+
+        MaxDrop.of(max_drop, metric=metric)
+        return []
     name, text = named[0], given[named[0]]
     targets: list[Target] = []
     for part in text.split(",") if family is not None else [text]:

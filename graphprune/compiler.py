@@ -17,7 +17,7 @@ from graphprune.align import align, find_free_bases
 from graphprune.backends.base import Backend
 from graphprune.context import Context
 from graphprune.cost import CostModel, measure_cost
-from graphprune.divergence import divergence, outputs_of
+from graphprune.divergence import Kind, Reference, outputs_of
 from graphprune.edit import shrink
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.feeds import Feed
@@ -49,7 +49,8 @@ _WORTH = 1.01
 """A rewrite of the backend is taken where it is at least this much faster."""
 _ATTEMPTS = 7
 _CANDIDATES = 8
-_PRICING_SECONDS = 30.0
+_PRICING_SECONDS = 20.0
+_PRICING_SECONDS_PER_SITE = 0.3
 _EVALUATION_FEEDS = 20
 
 
@@ -112,9 +113,11 @@ class Compiler:
         seed: int,
         device: str,
         progress: Progress,
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         self.prepared, self.data, self.backend, self.passes = prepared, data, backend, tuple(passes)
         self.seed, self.device, self.progress, self.axes = seed, device, progress, axes
+        self.kinds = kinds or {}
         self.dense_bytes = save_bytes(prepared.source.model)
         self.seconds: dict[str, float] = {}
         self._losses: dict[tuple[int, ...], float] = {}
@@ -136,16 +139,18 @@ class Compiler:
             )
         self.levels = {s.name: s.levels for s in self.sites}
         self.full = {s.name: s.full for s in self.sites}
+        self.ordered = {s.name: s.ordered for s in self.sites}
         self.cost = self._price()
         self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
-        self._dense_outputs = outputs_of(self.context.load(prepared.model), self._judged)
+        self._reference = Reference(outputs_of(self.context.load(prepared.model), self._judged), self.kinds)
         with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
             self.curves = measure_curves(self.sites, self.loss, step)
 
     def _make_context(self, score: str, compensate: bool) -> Context:
         """The context of the passes, its free bases turned where readers will be solved again."""
         load, feeds = loader(self.backend), self.data.calibration
-        context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed)
+        context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed,
+                          integer=self.backend.integer)  # fmt: skip
         if not compensate:
             return context
         with self._stage("align", len(feeds)) as step:
@@ -172,8 +177,9 @@ class Compiler:
                 self._build_for_price,
                 self.data.timing,
                 self.backend,
+                switches=[s.name for s in self.sites if not s.ordered],
                 seed=self.seed,
-                seconds=_PRICING_SECONDS,
+                seconds=_PRICING_SECONDS + _PRICING_SECONDS_PER_SITE * len(self.sites),
                 progress=report,
             )
         with self._stage("compare"):
@@ -218,7 +224,7 @@ class Compiler:
         return self._losses[key]
 
     def _divergence(self, model: ir.Model) -> float:
-        return divergence(self._dense_outputs, outputs_of(self.context.load(model), self._judged))
+        return self._reference.divergence(outputs_of(self.context.load(model), self._judged))
 
     def build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
         """Build the model at these levels and time it against the dense one, in turns."""
@@ -295,7 +301,7 @@ class Compiler:
             return dict(self.full), True
         try:
             if not n_candidates:
-                return solve(self.levels, self.curves, cost, budget_ms), True
+                return solve(self.levels, self.curves, cost, budget_ms, ordered=self.ordered), True
             with self._stage("search", n_candidates + 1) as step:
                 levels, _ = improve(
                     self.levels,
@@ -303,6 +309,7 @@ class Compiler:
                     cost,
                     budget_ms,
                     self.loss,
+                    ordered=self.ordered,
                     n_candidates=n_candidates,
                     seed=self.seed,
                     step=step,
@@ -358,7 +365,11 @@ class Compiler:
             keeps = self.prepared.analysis.keeps(kept_channels(choices))
             with self._stage("refit", n_stages(self.context, model, keeps)) as step:
                 refit(self.context, model, keeps, self._fitted, step, self._divergence)
-        return apply(self.context, [p for p in self.passes if rounds(p)], choices, onto=model)
+        for p in self.passes:
+            if rounds(p):
+                with self._stage(p.name):
+                    model = getattr(p, "finish", p.apply)(self.context, model, choices.get(p.name, {}))
+        return model
 
     def _exact_part(self, choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, dict[str, Choice]]:
         """The choices without those on axes that a norm or a softmax runs over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,8 +14,9 @@ from graphprune.compensate import Moments
 from graphprune.edit import set_constant
 from graphprune.groups import Analysis
 from graphprune.scores import Score
+from graphprune.target import IntegerKernels
 from graphprune.trace import Feed
-from graphprune.views import View, view_of
+from graphprune.views import View, reader_of, view_of
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Context:
     score: Score = "second-order"
     compensate: bool = True
     seed: int = 0
+    integer: IntegerKernels = field(default_factory=IntegerKernels)
+    """What the runtime can compute with few bits."""
     step: Callable[[], None] = field(default=lambda: None)
     contributions: Mapping[str, np.ndarray] = field(default_factory=dict)
     """For groups contracted between activations: what each channel adds to the product (see `align`)."""
@@ -58,9 +61,33 @@ class Context:
         return found
 
     @cached_property
+    def linear(self) -> Mapping[str, View]:
+        """Matrix views of all linear nodes, whether or not they read a group, by node name."""
+        found = {}
+        for node in self.nodes.values():
+            reader = reader_of(node)
+            if reader is not None and node.inputs[1].dtype.is_floating_point() and not node.inputs[0].is_initializer():
+                view = view_of(reader, node, node.inputs[1])
+                if view is not None:
+                    found[node.name] = view
+        return found
+
+    @cached_property
     def moments(self) -> Mapping[tuple, Sequence[Moments]]:
-        """Input moments per filter bank of every view, by `View.key`; gathered on first use."""
-        return moments(self.model, list(self.views.values()), self.feeds, self.load, self.step)
+        """Input moments per filter bank of every view of `views`, by `View.key`; gathered on first use."""
+        return self.moments_of(self.views.values())
+
+    def moments_of(self, views: Iterable[View]) -> Mapping[tuple, Sequence[Moments]]:
+        """Input moments per filter bank of at least these views, by `View.key`; those not at hand are gathered now, in
+        one go."""
+        missing = [view for view in views if view.key() not in self._gathered]
+        if missing:
+            self._gathered |= moments(self.model, missing, self.feeds, self.load, self.step)
+        return self._gathered
+
+    @cached_property
+    def _gathered(self) -> dict[tuple, Sequence[Moments]]:
+        return {}
 
 
 def overwrite(model: ir.Model, tensors: Mapping[str, np.ndarray]) -> ir.Model:

@@ -8,7 +8,7 @@ that into the terms of a `cost_model.CostModel`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,14 +43,16 @@ def measure_cost(
     feed: dict[str, np.ndarray],
     backend: Measurer,
     *,
+    switches: Collection[str] = (),
     seed: int = 0,
     seconds: float = 40.0,
     progress: Progress = lambda fraction, text: None,
 ) -> CostModel:
     """Prices of every kernel of `build(counts)` over the levels, from at most 64 and at least 12 random plans.
 
-    sizes: group -> full width; levels: group -> widths it may take (the full width is always among them). Stops
-    drawing plans after `seconds`. progress receives the fraction done and a line of text.
+    sizes: site -> the level that leaves it whole; levels: site -> levels it may take, the whole one last. switches:
+    sites whose levels are alternatives rather than sizes. Stops drawing plans after `seconds`. progress receives the
+    fraction done and a line of text.
     """
     started = time.perf_counter()
     dense_model = build(sizes)
@@ -68,7 +70,7 @@ def measure_cost(
         kernels = backend.profile(model, feed, repeats=7)
         base, pruned = backend.measure([dense, model], feed, min_rounds=4, spread=0.015, max_seconds=0.4)
         samples.append(Sample(counts, kernels, dense_ms / speedup(base, pruned).value))
-    terms, spread = fit(samples)
+    terms, spread = fit(samples, {g: sorted({*levels.get(g, ()), n}) for g, n in sizes.items()}, switches)
     progress(1.0, f"{len(terms)} terms from {len(samples)} plans")
     return CostModel(
         kernels=terms,

@@ -2,13 +2,14 @@
 
 Pure arithmetic over samples; measures nothing. Shapes say what a kernel depends on: every axis that varies over the
 samples is matched to an expression in the group counts (`extent`). Kernels of the same operator and shape pattern
-share one non-negative fit over products of their varying axes, each kernel with a scale of its own.
+share one non-negative fit over products of their varying axes, each kernel with a scale of its own. Whether a kernel
+is there at all is learnt from the samples too (`cost_presence`): what a runtime fuses need not be known.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, pairwise, product
 
@@ -16,7 +17,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import theilslopes
 
-from graphprune.cost_model import Factor, Monomial, Term, scaled
+from graphprune.cost_model import Factor, Monomial, Presence, Term, scaled
+from graphprune.cost_presence import presences
 from graphprune.target import Kernel
 
 _STEPS = (1, 8, 16, 64)  # vector and block widths that kernels round up to
@@ -38,27 +40,36 @@ class Sample:
     ms: float
 
 
-def fit(samples: Sequence[Sample]) -> tuple[tuple[Term, ...], float]:
-    """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit."""
-    aligned = _Aligned(samples)
+def fit(
+    samples: Sequence[Sample], levels: Mapping[str, Sequence[int]] | None = None, switches: Collection[str] = ()
+) -> tuple[tuple[Term, ...], float]:
+    """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit.
+
+    levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes.
+    """
+    aligned = _Aligned(samples, levels or {}, frozenset(switches))
     everything = np.arange(len(aligned.samples))
     aligned.settle(_terms(aligned, everything))
     return _terms(aligned, everything), _left_out_spread(aligned)
 
 
 class _Aligned:
-    """Kernels of all samples side by side: ms [kernel, sample], and the shape pattern of each kernel."""
+    """Kernels of all samples side by side: ms [kernel, sample], zero where a kernel is absent; which samples have it
+    (`present`), when that is so (`presences`), and the shape pattern of each kernel."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        runs = [_named(s.kernels) for s in samples]
-        common = set.intersection(*(set(r) for r in runs))
-        self.names = [name for name in runs[0] if name in common]
-        row = {name: i for i, name in enumerate(self.names)}
-        self.ms = np.zeros((len(self.names), len(samples)))
+    def __init__(
+        self, samples: Sequence[Sample], levels: Mapping[str, Sequence[int]], switches: frozenset[str]
+    ) -> None:
+        runs = [{(k.name, k.op): k for k in s.kernels} for s in samples]
+        found = presences(runs, [s.counts for s in samples], levels, switches)
+        self.names = [key.name for key in found]
+        self.presences = list(found.values())
+        self.ms = np.zeros((len(found), len(samples)))
+        row = {(key.name, op): i for i, key in enumerate(found) for op in key.ops}
         for column, run in enumerate(runs):
             at = 0
             for name, kernel in run.items():
-                # a layout change that only some widths need is charged to the kernel before it
+                # what only some models need, by a rule that the samples do not show, is charged to the kernel before it
                 at = row.get(name, at)
                 self.ms[at, column] += kernel.ms
         total_ms = np.array([s.ms for s in samples])
@@ -66,24 +77,37 @@ class _Aligned:
         self.total_ms = total_ms[kept]
         samples = self.samples = [samples[b] for b in kept]
         runs = [runs[b] for b in kept]
-        self.kernels = [[run[name] for run in runs] for name in self.names]
-        groups = sorted(samples[0].counts)
-        self.counts = {g: np.array([s.counts[g] for s in samples], dtype=np.int64) for g in groups}
-        self._columns = np.array(list(self.counts.values()), dtype=np.int64).reshape(len(groups), len(samples)).T
-        self._extents: dict[bytes, Extent] = {}
+        has = [[any((key.name, op) in run for op in key.ops) for run in runs] for key in found]
+        self.present = [np.flatnonzero(h) for h in has]
+        self.kernels = [[next(runs[b][key.name, op] for op in key.ops if (key.name, op) in runs[b]) for b in p]
+                        for key, p in zip(found, self.present, strict=True)]  # fmt: skip
+        some = [i for i, p in enumerate(self.present) if len(p)]
+        if len(some) < len(found):  # all samples that had it were disturbed
+            self.ms = self.ms[some]
+            for name in ("names", "presences", "present", "kernels"):
+                setattr(self, name, [getattr(self, name)[i] for i in some])
+        self.counts = {g: np.array([s.counts[g] for s in samples], dtype=np.int64) for g in sorted(samples[0].counts)}
+        self.sizes = [g for g in self.counts if g not in switches]
+        self._columns = np.array([self.counts[g] for g in self.sizes], dtype=np.int64)
+        self._columns = self._columns.reshape(len(self.sizes), len(samples)).T
+        self._extents: dict[tuple[bytes, bytes], Extent] = {}
         self.pools = self._pools()
+
+    def at(self, samples: np.ndarray) -> dict[str, np.ndarray]:
+        """The counts of some samples."""
+        return {g: c[samples] for g, c in self.counts.items()}
 
     def settle(self, terms: Sequence[Term]) -> None:
         """Cut kernel times that are far above the terms: the core was lost there, and the rest must not pay for it."""
-        row = {name: i for i, name in enumerate(self.names)}
         predicted = np.zeros_like(self.ms)
-        for term in terms:
-            predicted[row[term.name]] += term.ms(self.counts)
+        for i, own in _by_kernel(self, terms).items():
+            for term in own:
+                predicted[i] += term.ms(self.counts)
         self.ms = np.minimum(self.ms, _OUTLIER * predicted + _OUTLIER_MS)
         self.ms *= self.total_ms / self.ms.sum(axis=0)
 
     def _pools(self) -> list[_Pool]:
-        patterns = [self._pattern(ks) for ks in self.kernels]
+        patterns = [self._pattern(ks, p) for ks, p in zip(self.kernels, self.present, strict=True)]
         by_key: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for i, (key, _) in enumerate(patterns):
             by_key[key].append(i)
@@ -92,18 +116,20 @@ class _Aligned:
             features = [dict(_features(patterns[i][1])) for i in members]
             shared = [name for name in features[0] if all(name in other for other in features)]
             expressions = [[own[name] for name in shared] for own in features]
-            values = [
-                np.column_stack([sum(m.at(self.counts) for m in e) * np.ones(len(self.samples)) for e in own])
-                for own in expressions
-            ]
+            values = []
+            for i, own in zip(members, expressions, strict=True):
+                counts, ones = self.at(self.present[i]), np.ones(len(self.present[i]))
+                values.append(np.column_stack([sum(m.at(counts) for m in e) * ones for e in own]))
             pools.append(_Pool(members, expressions, values))
         return pools
 
-    def _pattern(self, kernels: Sequence[Kernel]) -> tuple[tuple[object, ...], list[Extent]]:
+    def _pattern(self, kernels: Sequence[Kernel], present: np.ndarray) -> tuple[tuple[object, ...], list[Extent]]:
         """Operator and shapes with each varying axis replaced by the number of its extent, and those extents."""
         shapes = [(*k.inputs, *k.outputs) for k in kernels]
         if len({tuple(len(s) for s in each) for each in shapes}) > 1:
-            shapes = [k.outputs[:1] for k in kernels]
+            shapes = [(*k.inputs[:1], *k.outputs[:1]) for k in kernels]  # what is fused with it comes and goes
+        if len({tuple(len(s) for s in each) for each in shapes}) > 1:
+            shapes = [() for _ in kernels]
         axes = np.array([[d for s in each for d in s] for each in shapes], dtype=np.int64).reshape(len(kernels), -1)
         key: list[object] = [kernels[0].op, tuple(len(s) for s in shapes[0])]
         columns: list[np.ndarray] = []
@@ -118,9 +144,10 @@ class _Aligned:
             key.append(f"v{known}")
         extents = []
         for column in columns:
-            if column.tobytes() not in self._extents:
-                self._extents[column.tobytes()] = extent(column, list(self.counts), self._columns)
-            extents.append(self._extents[column.tobytes()])
+            at = (present.tobytes(), column.tobytes())
+            if at not in self._extents:
+                self._extents[at] = extent(column, self.sizes, self._columns[present])
+            extents.append(self._extents[at])
         return tuple(key), extents
 
 
@@ -133,22 +160,6 @@ class _Pool:
     values: list[np.ndarray]
 
 
-def _named(kernels: Sequence[Kernel]) -> dict[str, Kernel]:
-    """Kernels by names that do not depend on how many others there are: layout changes take their predecessor's."""
-    named: dict[str, Kernel] = {}
-    seen: Counter[str] = Counter()
-    before = ""
-    for kernel in kernels:
-        if kernel.op.startswith("Reorder"):
-            stem = f"{kernel.op} after {before}"
-            seen[stem] += 1
-            named[f"{stem} {seen[stem]}"] = kernel
-        else:
-            before = kernel.name.removesuffix("_nchwc")
-            named[before] = kernel
-    return named
-
-
 def _to_wall(ms: np.ndarray, total_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Kernel times [kernel, kept] whose sum over kernels is the unprofiled time of the sample, and the kept samples.
 
@@ -156,12 +167,13 @@ def _to_wall(ms: np.ndarray, total_ms: np.ndarray) -> tuple[np.ndarray, np.ndarr
     then remains is drift between the two measurements, the same factor for all kernels of a sample; samples in which
     it is large were disturbed and are dropped.
     """
-    sums = ms.sum(axis=0)
+    sums, there = ms.sum(axis=0), ms > 0
     added = 0.0
     if len(sums) >= 8 and np.ptp(sums) > 0.2 * sums.max():
         slope, intercept, *_ = theilslopes(total_ms, sums)
-        added = float(np.clip(-intercept / (slope * len(ms)), -_MOST_ADDED_MS, _MOST_ADDED_MS))
-    cleaned = np.maximum(np.maximum(ms - added, 0.2 * ms), _LEAST_MS)
+        n_kernels = max(float(there.sum(axis=0).mean()), 1.0)
+        added = float(np.clip(-intercept / (slope * n_kernels), -_MOST_ADDED_MS, _MOST_ADDED_MS))
+    cleaned = np.where(there, np.maximum(np.maximum(ms - added, 0.2 * ms), _LEAST_MS), 0.0)
     drift = total_ms / cleaned.sum(axis=0)
     kept = np.flatnonzero(np.abs(np.log(drift / np.median(drift))) < _LARGEST_DRIFT)
     return (cleaned * drift)[:, kept], kept
@@ -212,7 +224,7 @@ def _sum(axis: np.ndarray, groups: Sequence[str], counts: np.ndarray) -> Extent:
         chosen, left = [], axis - axis.mean()
         centred = counts - counts.mean(axis=0)
         lengths = np.maximum(np.linalg.norm(centred, axis=0), 1e-9)
-        while np.abs(left).max() > 0.004 * axis.max() and len(chosen) < len(axis) // 2:
+        while np.abs(left).max() > 0.004 * axis.max() and len(chosen) < min(len(axis) // 2, len(groups)):
             gain = centred.T @ (left - left.mean()) / lengths
             gain[chosen] = -np.inf
             if gain.max() <= 0:
@@ -236,14 +248,30 @@ def _terms(aligned: _Aligned, chosen: np.ndarray) -> tuple[Term, ...]:
     """One term or more for each kernel, in order, from the samples whose numbers are `chosen`."""
     terms: dict[int, list[Term]] = {}
     for pool in aligned.pools:
-        scales, weights = _fit_pool([v[chosen] for v in pool.values], [aligned.ms[i, chosen] for i in pool.members])
-        used = np.flatnonzero(weights)
+        used = [np.flatnonzero(np.isin(aligned.present[i], chosen)) for i in pool.members]
+        if not any(len(u) for u in used):  # seen in samples that are left out alone
+            used = [np.arange(len(aligned.present[i])) for i in pool.members]
+        values = [v[u] for v, u in zip(pool.values, used, strict=True)]
+        ms = [aligned.ms[i, aligned.present[i][u]] for i, u in zip(pool.members, used, strict=True)]
+        scales, weights = _fit_pool(values, ms)
+        nonzero = np.flatnonzero(weights)
         for i, expressions, scale in zip(pool.members, pool.expressions, scales, strict=True):
-            parts = [scaled(expressions[j], float(weights[j] * scale)) for j in used]
-            terms[i] = _split(aligned.names[i], aligned.kernels[i][0].op, [m for part in parts for m in part])
+            parts = [scaled(expressions[j], float(weights[j] * scale)) for j in nonzero]
+            monomials = [m for part in parts for m in part]
+            terms[i] = _split(aligned.names[i], aligned.kernels[i][0].op, monomials, aligned.presences[i])
     ordered = [term for i in sorted(terms) for term in terms[i]]
     factor = float(np.median(aligned.total_ms[chosen] / _total(ordered, aligned)[chosen]))
     return tuple(replace(t, monomials=scaled(t.monomials, factor)) for t in ordered)
+
+
+def _by_kernel(aligned: _Aligned, terms: Sequence[Term]) -> dict[int, list[Term]]:
+    """The terms of every kernel."""
+    row = {(name, ks[0].op, p): i for i, (name, ks, p) in
+           enumerate(zip(aligned.names, aligned.kernels, aligned.presences, strict=True))}  # fmt: skip
+    found: dict[int, list[Term]] = defaultdict(list)
+    for term in terms:
+        found[row[term.name, term.op, term.presence]].append(term)
+    return found
 
 
 def _total(terms: Sequence[Term], aligned: _Aligned) -> np.ndarray:
@@ -295,20 +323,18 @@ def _fit_pool(values: Sequence[np.ndarray], ms: Sequence[np.ndarray]) -> tuple[n
         trust = np.sqrt(np.minimum(1.0, width / np.maximum(np.abs(error), 1e-12)))
         bounds = np.cumsum([0, *(len(v) for v in values)])
         ratios = times / predicted
-        scales = scales * np.array([np.median(ratios[a:b]) for a, b in pairwise(bounds)])
+        scales = scales * np.array([np.median(ratios[a:b]) if b > a else 1.0 for a, b in pairwise(bounds)])
         scales /= np.exp(np.log(scales).mean())
     return scales, weights / norms
 
 
-def _split(name: str, op: str, monomials: Sequence[Monomial]) -> list[Term]:
-    """The kernel as one term if it has at most two groups, else one for each set of groups."""
+def _split(name: str, op: str, monomials: Sequence[Monomial], presence: Presence) -> list[Term]:
+    """The kernel as one term if it has at most two widths, else one for each set of widths."""
     groups = frozenset().union(*(m.groups for m in monomials))
-    if len(groups) <= 2:
-        return [Term(name, op, tuple(sorted(groups)), tuple(monomials))]
     parts: dict[frozenset[str], list[Monomial]] = defaultdict(list)
     for m in monomials:
-        parts[m.groups].append(m)
-    return [Term(name, op, tuple(sorted(gs)), tuple(ms)) for gs, ms in parts.items()]
+        parts[groups if len(groups) <= 2 else m.groups].append(m)
+    return [Term(name, op, tuple(sorted(gs | presence.groups)), tuple(ms), presence) for gs, ms in parts.items()]
 
 
 def _left_out_spread(aligned: _Aligned) -> float:

@@ -1,4 +1,5 @@
-"""The form of the host cost model: a whole model's milliseconds as a sum of terms of at most two widths each.
+"""The form of the host cost model: a whole model's milliseconds as a sum of terms, each of at most two widths and of
+the few choices that decide whether its kernel is there at all.
 
 Data and arithmetic only; `cost` measures, `cost_fit` finds the terms.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from graphprune.errors import EnvironmentFault, UsageError
 from graphprune.target import Estimate
@@ -63,9 +66,42 @@ class Monomial:
         return value
 
 
+Condition = tuple[str, tuple[int, ...]]
+"""A site and some of its levels: true where the site is at one of them."""
+
+
+@dataclass(frozen=True)
+class Presence:
+    """When a kernel exists: where all of `where` are true, unless all of `unless` are (and there are any); if
+    `negated`, everywhere else."""
+
+    where: tuple[Condition, ...] = ()
+    unless: tuple[Condition, ...] = ()
+    negated: bool = False
+
+    @property
+    def groups(self) -> frozenset[str]:
+        return frozenset(site for site, _ in (*self.where, *self.unless))
+
+    def at(self, counts: Counts) -> Any:
+        """1 where the kernel exists and 0 elsewhere; counts may be arrays that broadcast."""
+        there = self._all(self.where, counts)
+        if self.unless:
+            there = there * (1 - self._all(self.unless, counts))
+        return 1 - there if self.negated else there
+
+    @staticmethod
+    def _all(literals: tuple[Condition, ...], counts: Counts) -> Any:
+        true = np.int64(1)
+        for site, levels in literals:
+            true = true * np.isin(counts[site], levels).astype(np.int64)
+        return true
+
+
 @dataclass(frozen=True)
 class Term:
-    """The time of one kernel, or of the part of it that depends on `groups` (none, one or two of them).
+    """The time of one kernel, or of the part of it that depends on `groups`: at most two widths, and the sites that
+    decide whether the kernel is there.
 
     Kernels over a concatenation of many groups are spread over several terms of the same name.
     """
@@ -74,10 +110,11 @@ class Term:
     op: str
     groups: tuple[str, ...]
     monomials: tuple[Monomial, ...]
+    presence: Presence = Presence()
 
     def ms(self, counts: Counts) -> float:
-        """Milliseconds at these widths; counts may be integer arrays that broadcast, the result then is one too."""
-        return sum(m.at(counts) for m in self.monomials)
+        """Milliseconds at these levels; counts may be integer arrays that broadcast, the result then is one too."""
+        return sum(m.at(counts) for m in self.monomials) * self.presence.at(counts)
 
 
 @dataclass(frozen=True)
@@ -116,15 +153,15 @@ class CostModel:
         return replace(self, kernels=kernels, overhead_ms=self.overhead_ms * factor)
 
     def merged(self) -> tuple[Term, ...]:
-        """As few terms with the same sum: one for each set of groups that occurs. What a solver should tabulate."""
-        sums: dict[tuple[str, ...], dict[tuple[Factor, ...], float]] = {}
+        """As few terms with the same sum: one for each set of groups and presence that occurs."""
+        sums: dict[tuple[tuple[str, ...], Presence], dict[tuple[Factor, ...], float]] = {}
         for term in self.kernels:
-            monomials = sums.setdefault(term.groups, {})
+            monomials = sums.setdefault((term.groups, term.presence), {})
             for m in term.monomials:
                 monomials[m.factors] = monomials.get(m.factors, 0.0) + m.coefficient
         return tuple(
-            Term("+".join(groups) or "fixed", "", groups, tuple(Monomial(c, f) for f, c in monomials.items()))
-            for groups, monomials in sums.items()
+            Term("+".join(groups) or "fixed", "", groups, tuple(Monomial(c, f) for f, c in monomials.items()), presence)
+            for (groups, presence), monomials in sums.items()
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +177,8 @@ class CostModel:
         kernels = tuple(
             Term(t["name"], t["op"], tuple(t["groups"]), tuple(
                 Monomial(m["coefficient"], tuple(Factor(**f) for f in m["factors"])) for m in t["monomials"]
-            )) for t in data["kernels"]
+            ), Presence(*(tuple((site, tuple(levels)) for site, levels in t["presence"][part])
+                          for part in ("where", "unless")), t["presence"]["negated"])) for t in data["kernels"]
         )  # fmt: skip
         return cls(**{**data, "kernels": kernels})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,10 @@ import numpy as np
 from graphprune.backends import open_backend
 from graphprune.compiler import Compiler, Result, apply, lowered
 from graphprune.context import Context, overwrite
+from graphprune.divergence import named_kinds, outputs_of
+from graphprune.dual import MaxDrop, fastest, judge
 from graphprune.errors import UsageError
+from graphprune.evaluate import Evaluation, Function, resolve
 from graphprune.groups import Analysis, Group
 from graphprune.load import save_bytes
 from graphprune.plan import Plan
@@ -38,26 +43,36 @@ def compiler(
     lower: bool = True,
     axes: str = "exact",
     passes: Sequence[Pass] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    evaluation: Evaluation | None = None,
     progress: Progress | None = None,
 ) -> Compiler:
-    """Everything that is done once for a model, whatever the target: see `compile` for the arguments."""
+    """Everything that is done once for a model, whatever the target: see `compile` for the arguments.
+
+    evaluation: tried on the dense model before the long work begins.
+    """
     progress = progress or Silent()
     if score not in get_args(Score):
         raise UsageError(f"unknown score {score!r}", at="--score", fix=f"one of {', '.join(get_args(Score))}")
     if axes not in AXES:
         raise UsageError(f"unknown axes {axes!r}", at="--axes", fix=f"one of {', '.join(AXES)}")
-    backend = open_backend(device, threads)
+    backend, chosen = open_backend(device, threads), passes_of(passes)
     with progress.stage("load"):
         prepared = prepare(model, backend, shapes)
         if axes == "all":
             prepared = with_inexact(prepared)
         need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
+        few = outputs_of(loader(backend)(prepared.model), data.holdout[:4])
+        kinds = named_kinds(prepared.model, few, outputs)
+    if evaluation is not None:
+        with progress.stage("evaluate"):
+            evaluation.headline(save_bytes(prepared.source.model))
     return Compiler(
         prepared,
         data,
         backend,
-        default_passes() if passes is None else passes,
+        chosen,
         score=score,
         compensate=compensate,
         lower=lower,
@@ -65,42 +80,130 @@ def compiler(
         seed=seed,
         device=device,
         progress=progress,
+        kinds=kinds,
     )
 
 
-def default_passes() -> tuple[Pass, ...]:
-    """The default pipeline, in order."""
+def _depth() -> Pass:
+    from graphprune.passes.depth import Depth
+
+    return Depth()
+
+
+def _width() -> Pass:
     from graphprune.passes.width import Width
 
-    return (Width(),)
+    return Width()
+
+
+def _low_rank() -> Pass:
+    from graphprune.passes.low_rank import LowRank
+
+    return LowRank()
+
+
+def _quantise() -> Pass:
+    from graphprune.passes.quantise import Quantise
+
+    return Quantise()
+
+
+PASSES: Mapping[str, Callable[[], Pass]] = {
+    "depth": _depth, "width": _width, "low-rank": _low_rank, "quantise": _quantise,
+}  # fmt: skip
+"""The default pipeline, in order."""
+
+
+def passes_of(asked: str | Sequence[str | Pass] | None) -> tuple[Pass, ...]:
+    """Passes by name ("width,quantise", or a sequence that may hold values of `Pass` too), in the order of the
+    pipeline as far as they are its own; all of it if None. Raises UsageError for a name that there is not."""
+    if asked is None:
+        return tuple(make() for make in PASSES.values())
+    items = [part.strip() for part in asked.split(",")] if isinstance(asked, str) else list(asked)
+    names = [item for item in items if isinstance(item, str)]
+    for name in names:
+        if name not in PASSES:
+            near = get_close_matches(name, PASSES, n=1)
+            raise UsageError(f"there is no pass {name!r}", at="--passes",
+                             fix=f"did you mean {near[0]}?" if near else f"the passes are {', '.join(PASSES)}")
+    if len(set(names)) < len(names):
+        raise UsageError("a pass is named twice", at="--passes", fix="name each once")
+    if names == items:
+        items = [name for name in PASSES if name in names]
+    return tuple(PASSES[item]() if isinstance(item, str) else item for item in items)
 
 
 def compile(
-    model: Any, *, target_speedup: float | None = None, target_latency_ms: float | None = None, **options: Any
+    model: Any,
+    *,
+    target_speedup: float | None = None,
+    target_latency_ms: float | None = None,
+    max_drop: float | str | None = None,
+    evaluate: str | Function | None = None,
+    **options: Any,
 ) -> Result:
-    """Make `model` as fast as asked on a device, measured, at the least loss of quality.
+    """Make `model` as fast as asked on a device, measured, at the least loss of quality; or as fast as it can be within
+    a loss of quality.
 
     model: a path, bytes, onnx.ModelProto or onnx_ir.Model. target_speedup: how many times faster than the dense model
-    in the same runtime; or target_latency_ms. device: "host". calibration: a folder of .npz files, one stacked .npz,
+    in the same runtime; or target_latency_ms; or max_drop, how much quality may go for the most speed (see `dual`): of
+    the metric that `evaluate` gives in points, or as "1%" of its dense value; without one, of the divergence of outputs
+    on held-out feeds. evaluate: "module:function" or a function of run (see `evaluate`), whose numbers the report shows
+    before and after. outputs: output name -> what it is, "distribution", "logits", "embedding", "relative" or "auto"
+    (see `divergence`). device: "host". calibration: a folder of .npz files, one stacked .npz,
     "module:function", or an iterable of feeds (input name -> array); None makes up inputs and says so. shapes: input
     name -> shape at which speed counts, for dynamic axes. score: "second-order", "magnitude" or "activation".
     compensate: solve the remaining weights again. axes: "exact", where removing a channel is the same as zeroing it, or
     "all", also those that a norm or softmax runs over (stems, residual widths); the report then says what these cost
-    apart. lower: use the backend's rewrites where they are faster. passes:
-    values of `sites.Pass`, the width pass if None. progress: see `progress`. Raises errors of `graphprune.errors`;
-    InfeasibleTarget carries the largest factor measured.
+    apart. lower: use the backend's rewrites where they are faster. passes: names of `PASSES` ("width,quantise", or a
+    sequence that may hold values of `sites.Pass` too), all of them if None. progress: see `progress`. Raises errors of
+    `graphprune.errors`; InfeasibleTarget carries the largest factor measured.
     """
-    return compiler(model, **options).reach(Target(target_speedup, target_latency_ms))
+    if max_drop is None:
+        (result,) = _reach_all(model, [Target(target_speedup, target_latency_ms)], evaluate, options)
+        return result
+    if target_speedup is not None or target_latency_ms is not None:
+        raise UsageError("a target and a quality budget cannot be combined", at=f"max_drop={max_drop!r}",
+                         fix="ask for one of the two")  # fmt: skip
+    budget = MaxDrop.of(max_drop, metric=evaluate is not None)
+    evaluation = _evaluation(evaluate, options)
+    made = compiler(model, evaluation=evaluation, **options)
+    return _evaluated(fastest(made, judge(made, budget, evaluation), made.progress.note), made, evaluation)
 
 
-def compile_family(model: Any, *, targets: Sequence[float], **options: Any) -> list[Result]:
+def compile_family(
+    model: Any, *, targets: Sequence[float], evaluate: str | Function | None = None, **options: Any
+) -> list[Result]:
     """Several speed-ups of one model from one calibration and one set of prices; arguments as for `compile`."""
-    wanted = [Target(speedup=t) for t in targets]
-    shared = compiler(model, **options)
-    return [shared.reach(target) for target in wanted]
+    return _reach_all(model, [Target(speedup=t) for t in targets], evaluate, options)
 
 
-def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None = None) -> bytes:
+def _reach_all(
+    model: Any, targets: Sequence[Target], evaluate: str | Function | None, options: Mapping[str, Any]
+) -> list[Result]:
+    evaluation = _evaluation(evaluate, options)
+    made = compiler(model, evaluation=evaluation, **options)
+    return [_evaluated(made.reach(target), made, evaluation) for target in targets]
+
+
+def _evaluation(evaluate: str | Function | None, options: Mapping[str, Any]) -> Evaluation | None:
+    """The user's metric on the device that is compiled for."""
+    if evaluate is None:
+        return None
+    backend = open_backend(options.get("device", "host"), options.get("threads", 1))
+    return Evaluation(*resolve(evaluate), backend.load)
+
+
+def _evaluated(result: Result, made: Compiler, evaluation: Evaluation | None) -> Result:
+    """The result with the user's metric at the head of what its report says of quality."""
+    if evaluation is None:
+        return result
+    with made.progress.stage("evaluate"):
+        rows = evaluation.rows(made.dense_bytes, result.data)
+    return replace(result, report=replace(result.report, quality=(*rows, *result.report.quality)))
+
+
+def replay(plan: str | Path | Plan, model: Any, *, passes: str | Sequence[str | Pass] | None = None) -> bytes:
     """Carry a plan out on the model it was made for: the bytes that `compile` gave, without data or measurement."""
     plan = plan if isinstance(plan, Plan) else Plan.read(plan)
     backend = open_backend("host")
@@ -113,12 +216,12 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: Sequence[Pass] | None
             at=f"plan {str(plan.model_sha256)[:12]}, model {prepared.source.sha256[:12]} (sha256)",
             fix="give the model that was compiled",
         )
-    passes = default_passes() if passes is None else tuple(passes)
+    passes = passes_of(passes)
     if unknown := sorted(set(plan.choices) - {p.name for p in passes}):
         raise UsageError(
             f"the plan has choices of a pass {unknown[0]!r} that is not here", fix="give it in passes=[...]"
         )
-    context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate)
+    context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate, integer=backend.integer)
     _check_kept(prepared.analysis, plan.choices)
     try:
         model = overwrite(apply(context, passes, plan.choices, solve=False), plan.tensors)

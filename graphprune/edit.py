@@ -20,9 +20,10 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
     """A copy of `model` with only the kept indices of each variable. keeps: ascending indices, at least one each.
 
     A permutation in place of a keep set reorders instead (the permutation oracle uses this). Nodes and weights of the
-    typed model that `model` no longer has are passed over.
+    typed model that `model` no longer has are passed over. What was kept is noted: see `shrunk_to`.
     """
     copy = model.clone()
+    copy.graph.meta[_SHRUNK_TO] = {**shrunk_to(model), **keeps}
     touched = set().union(*(types.holders.get(d, ()) for d in keeps))
     for name in touched & copy.graph.initializers.keys():
         value = copy.graph.initializers[name]
@@ -41,6 +42,14 @@ def shrink(model: ir.Model, types: Types, keeps: Keeps) -> ir.Model:
                 value.shape = ir.Shape(shape)
     _thin_selections(copy.graph, types)
     return copy
+
+
+_SHRUNK_TO = "graphprune.shrunk_to"
+
+
+def shrunk_to(model: ir.Model) -> Keeps:
+    """The keep sets carried out on a model so far."""
+    return model.graph.meta.get(_SHRUNK_TO, {})
 
 
 def _thin_selections(graph: ir.Graph, types: Types) -> None:

@@ -17,13 +17,13 @@ import onnx_ir as ir
 from graphprune.calibrate import Load, Values, cross_moments, packed, rows_per_feed
 from graphprune.compensate import refit as solve
 from graphprune.context import Context
-from graphprune.edit import set_constant
+from graphprune.edit import set_constant, stands_for
 from graphprune.infer import captured
 from graphprune.keeps import Keeps, kept, new_size
 from graphprune.rules.base import Reader
 from graphprune.rules.shapes import is_dynamic
 from graphprune.trace import Feed, exposed
-from graphprune.views import View, find_bias, view_of
+from graphprune.views import View, find_bias, reader_of, view_of
 
 _TARGET_BYTES = 1_500_000_000
 Stage = tuple[int, list["Layer"]]
@@ -32,10 +32,11 @@ Stage = tuple[int, list["Layer"]]
 @dataclass(frozen=True)
 class Layer:
     """A linear layer of the compressed model: its view, its own output, the value to repeat (that output, or the sum it
-    goes into), and what else is added into that sum."""
+    goes into) and the node that makes it, and what else is added into that sum."""
 
     view: View
     node: ir.Node
+    maker: ir.Node
     own: str
     target: str
     others: tuple[str, ...]
@@ -178,22 +179,34 @@ def _segment(model: ir.Model, inputs: Mapping[str, np.dtype], outputs: Sequence[
 
 
 def _layers(context: Context, model: ir.Model, keeps: Keeps, n_feeds: int) -> list[Layer]:
-    """Linear layers behind the first change that have a weight of their own and a bias to take the mean."""
+    """Linear layers that have a weight of their own and a bias to take the mean, as far as something changed: before
+    them, in what they read, or in what is wanted of them."""
     dense_values = {y.name: y for n in context.model.graph for y in n.outputs}
     readers = {r.node: r for r in context.analysis.types.readers}
     dirty: set[ir.Value] = set()
     layers = []
     for node in model.graph:
         behind = any(v in dirty for v in node.inputs if v is not None)
-        reader = readers.get(node.name)
-        changed = node.name not in context.nodes or _narrower(context, node)
-        if reader is not None and (behind or changed):
+        changed = node.name not in context.nodes or _narrower(context, node) or _rewired(context, node)
+        reader = _reader_now(readers, node)
+        if reader is not None:
             layer = _layer(context, keeps, node, reader, dense_values, n_feeds)
-            if layer is not None and (behind or _reads_less(context, node)):
+            if layer is not None and (behind or _reads_other(context, node, reader) or _aims_elsewhere(context, layer)):
                 layers.append(layer)
         if behind or changed:
             dirty.update(node.outputs)
     return layers
+
+
+def _reader_now(readers: Mapping[str, Reader], node: ir.Node) -> Reader | None:
+    """The node as a reader of what it reads now: of a linear node of the canonical model, or of one in its place that
+    makes the same value."""
+    old = readers.get(stands_for(node))
+    if old is None:
+        return None
+    if node.name == old.node:
+        return replace(old, x=node.inputs[0].name, w=node.inputs[1].name, y=node.outputs[0].name)
+    return reader_of(node) if node.outputs[0].name == old.y else None
 
 
 def _narrower(context: Context, node: ir.Node) -> bool:
@@ -206,10 +219,37 @@ def _narrower(context: Context, node: ir.Node) -> bool:
     )  # fmt: skip
 
 
-def _reads_less(context: Context, node: ir.Node) -> bool:
-    reader = next(r for r in context.analysis.types.readers if r.node == node.name)
+def _rewired(context: Context, node: ir.Node) -> bool:
+    """Whether the node reads or makes other values than in the dense model. Constants count by their size, not name."""
+    old = context.nodes[node.name]
+    tables = context.analysis.types.selections
+
+    def name(value: ir.Value | None) -> str | None:
+        if value is None or value.is_initializer():
+            return None
+        maker = value.producer()
+        if maker is not None and maker.name in tables:  # a selection of everything is taken out
+            return name(maker.inputs[0])
+        return value.name
+
+    return any(
+        [name(v) for v in now] != [name(v) for v in before]
+        for now, before in ((node.inputs[: len(old.inputs)], old.inputs), (node.outputs, old.outputs))
+    )
+
+
+def _reads_other(context: Context, node: ir.Node, reader: Reader) -> bool:
+    """Whether the layer reads fewer channels than it did, or stands in another's place."""
+    if node.name not in context.nodes:
+        return True
     old = context.nodes[node.name].inputs[1].const_value.shape
     return node.inputs[1].const_value.shape[reader.contracted] != old[reader.contracted]
+
+
+def _aims_elsewhere(context: Context, layer: Layer) -> bool:
+    """Whether the value that the layer helps to make takes the place of another one: of a sum with what is gone."""
+    old = context.nodes.get(layer.maker.name)
+    return old is not None and old.outputs[0].name != layer.target
 
 
 def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_values, n_feeds: int) -> Layer | None:
@@ -225,12 +265,12 @@ def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_
         return None
     y = node.outputs[0] if place.node is node else place.node.outputs[0]
     base = y.name.removesuffix(".shifted")
-    target, others = base, ()
+    maker, target, others = y.producer(), base, ()
     uses = list(y.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not y.is_graph_output():
         total, other = uses[0].node.outputs[0], uses[0].node.inputs[1 - uses[0].idx]
         if total.name in dense_values and other is not None and not other.is_initializer() and _same_shape(other, y):
-            target, others = total.name, (other.name,)
+            maker, target, others = uses[0].node, total.name, (other.name,)
     if base not in dense_values:
         return None
     axes = context.analysis.types.axes[base]
@@ -238,7 +278,7 @@ def _layer(context: Context, keeps: Keeps, node: ir.Node, reader: Reader, dense_
     if any(is_dynamic(axes[i]) for i in left):  # what is left then depends on the feed
         return None
     n_in = int(weight.const_value.shape[reader.contracted]) * view.taps
-    return Layer(view, node, base, target, others, left, n_out, rows_per_feed(n_in, n_feeds))
+    return Layer(view, node, maker, base, target, others, left, n_out, rows_per_feed(n_in, n_feeds))
 
 
 def _same_shape(a: ir.Value, b: ir.Value) -> bool:

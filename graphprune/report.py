@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 SCHEMA = 1
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Metric:
 
 @dataclass(frozen=True)
 class Site:
-    """One place where the solver chose: the group, the nodes that shrank with it, and its size before and after."""
+    """One place where the solver chose: the site, the nodes concerned, and its size (or the number of the alternative
+    taken, `choice` in words) before and after."""
 
     group: str
     members: tuple[str, ...]
@@ -100,6 +102,7 @@ class Site:
     parameter_share: float
     ms_before: float | None = None
     ms_after: float | None = None
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,14 @@ def change(before: float, after: float) -> str:
     if not before:
         return "-"
     rounded = round(100 * (after / before - 1))
-    return f"{rounded:+d} %".replace("-", "\N{MINUS SIGN}") if rounded else "0 %"
+    return f"{rounded:+d} %".replace("-", MINUS) if rounded else "0 %"
+
+
+def difference(before: float | None, after: float) -> str:
+    """-0.012, +0.003: of a metric, in its own points; nothing where there is none before."""
+    if before is None or not math.isfinite(after - before):
+        return ""
+    return f"{'+' if after >= before else MINUS}{number(abs(after - before))}"
 
 
 def threads_text(threads: int) -> str:
@@ -322,7 +332,8 @@ def render_text(report: Report) -> Group:
     table.add_row("file", size_text(s.bytes_before), size_text(s.bytes_after), change(s.bytes_before, s.bytes_after))
     for metric in report.quality:
         before = "" if metric.before is None else number(metric.before)
-        table.add_row(Text(printable(metric.name)), before, number(metric.value), "",
+        table.add_row(Text(printable(metric.name)), before, number(metric.value),
+                      difference(metric.before, metric.value),
                       Text(printable(metric.meaning), style="dim"))
     parts: list[Any] = [headline, Text(), table, Text()]
     if report.certificate:

@@ -18,6 +18,7 @@ from graphprune.report import (
     certificate_text,
     change,
     count,
+    difference,
     milliseconds,
     number,
     percent,
@@ -69,7 +70,8 @@ def _tiles(report: Report) -> str:
              ("file", size_text(s.bytes_after), size_text(s.bytes_before), change(s.bytes_before, s.bytes_after))]
     if report.quality:
         metric = report.quality[0]
-        tiles.append((metric.name, number(metric.value), "" if metric.before is None else number(metric.before), ""))
+        tiles.append((metric.name, number(metric.value), "" if metric.before is None else number(metric.before),
+                      difference(metric.before, metric.value)))
     return '<div class="tiles">' + "".join(
         f'<div class="tile"><span class="label">{_t(label)}</span><span class="value">{_t(after)}</span>'
         f'<span class="was">{f"was {_t(before)}" if before else ""} <b>{delta}</b></span></div>'
@@ -108,25 +110,45 @@ def _quality(report: Report) -> str:
     rows = "".join(
         f"<tr><td>{_t(m.name)}<br><small>{_t(m.meaning)}</small></td>"
         f"<td class=num>{'' if m.before is None else number(m.before)}</td>"
-        f"<td class=num><b>{number(m.value)}</b></td></tr>" for m in report.quality)
+        f"<td class=num><b>{number(m.value)}</b></td>"
+        f"<td class=num>{difference(m.before, m.value)}</td></tr>" for m in report.quality)
     source = "synthetic inputs" if report.asked.synthetic else "inputs that the solver did not see"
     return (f"<section><h2>Quality</h2><p class=note>Against the dense model, on {source}.</p>"
-            f"{_table(('metric', 'before', 'after'), rows)}</section>")
+            f"{_table(('metric', 'before', 'after', 'change'), rows)}</section>")
 
 
 def _sites(report: Report) -> str:
     """One bar per site: what was kept out of what was there. Sites left whole, and a long tail, are folded away."""
-    changed = [site for site in report.sites if site.after != site.before]
-    whole = [site for site in report.sites if site.after == site.before]
-    if not report.sites:
-        return ""
+    sizes = [site for site in report.sites if not site.choice]
+    changed = [site for site in sizes if site.after != site.before]
+    whole = [site for site in sizes if site.after == site.before]
+    if not sizes:
+        return _alternatives(report)
     shown, tail = changed[:_N_SITES_SHOWN], changed[_N_SITES_SHOWN:]
     body = "".join(map(_site, shown))
     for title, sites in ((f"{len(tail)} more", tail), (f"{len(whole)} left whole", whole)):
         if sites:
             body += f"<details><summary>{title}</summary>{''.join(map(_site, sites))}</details>"
-    return (f"<section><h2>Widths</h2><p class=note>{len(changed)} of {len(report.sites)} sites were made narrower. "
-            '<i class="key after"></i> kept <i class="key removed"></i> removed</p>' f"{body}</section>")
+    return (f"<section><h2>Widths and ranks</h2><p class=note>{len(changed)} of {len(sizes)} sites were made smaller. "
+            '<i class="key after"></i> kept <i class="key removed"></i> removed</p>' f"{body}</section>"
+            + _alternatives(report))
+
+
+def _alternatives(report: Report) -> str:
+    """Branches and precisions: how many nodes took which alternative, and which."""
+    rows: dict[tuple[str, str, bool], list[Site]] = {}
+    for site in report.sites:
+        if site.choice:
+            rows.setdefault((site.axis, site.choice, site.after != site.before), []).append(site)
+    if not rows:
+        return ""
+    cells = ""
+    for (axis, choice, changed), sites in sorted(rows.items(), key=lambda item: (not item[0][2], item[0])):
+        names = "".join(f"<li>{_t(', '.join(site.members[:3]) or site.group)}</li>" for site in sites)
+        words = f"<b>{_t(choice)}</b>" if changed else _t(choice)
+        cells += (f"<tr><td>{_t(axis)}</td><td>{words}</td><td class=num>{len(sites)}</td>"
+                  f"<td><details><summary>which</summary><ul>{names}</ul></details></td></tr>")
+    return f"<section><h2>Branches and precisions</h2>{_table(('place', 'choice', 'sites', ''), cells)}</section>"
 
 
 def _site(site: Site) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from graphprune.cost import CostModel
 from graphprune.sites import Site
-from graphprune.solver import solve
+from graphprune.solver import Problem
 
 Levels = Mapping[str, int]
 Evaluate = Callable[[Levels], float]
@@ -23,16 +23,21 @@ _NOISE = 0.35
 
 
 def probe_levels(site: Site) -> list[int]:
-    """Indices of the levels at which a site's own divergence is measured: the least, and about a half."""
+    """Indices of the levels at which a site's own divergence is measured: of sizes the least and about a half, of
+    alternatives all. Never the last, which changes nothing."""
     n = len(site.levels)
+    if not site.ordered:
+        return list(range(n - 1))
     return sorted({0, round((n - 1) * 0.5)} - {n - 1})
 
 
 def curve(site: Site, measured: Mapping[int, float]) -> np.ndarray:
     """Loss per level: the measured divergences at probed levels, between them the shape of the site's prior.
 
-    measured: level index -> divergence. Never rises with the level, zero at the last.
+    measured: level index -> divergence. Of sizes it never rises with the level; zero at the last.
     """
+    if not site.ordered:
+        return np.array([*(measured[i] for i in range(len(site.levels) - 1)), 0.0])
     prior = np.asarray(site.prior, float)
     known = {**measured, len(site.levels) - 1: 0.0}
     indices = sorted(known)
@@ -63,6 +68,7 @@ def measure_curves(sites: Sequence[Site], evaluate: Evaluate, step: Callable[[],
 def improve(
     levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray], cost: CostModel, budget_ms: float,
     evaluate: Evaluate, *, n_candidates: int, seed: int, step: Callable[[], None],
+    ordered: Mapping[str, bool] | None = None,
 ) -> tuple[dict[str, int], float]:  # fmt: skip
     """The best of the solver's answer and `n_candidates` answers near it, by measured divergence.
 
@@ -70,14 +76,16 @@ def improve(
     every one holds the time budget. Deterministic for a seed.
     """
     rng = np.random.default_rng(seed)
-    best = solve(levels, curves, cost, budget_ms)
+    problem = Problem(levels, cost, ordered=ordered)
+    best = problem.solve(curves, budget_ms)
     best_loss, centre = evaluate(best), dict.fromkeys(levels, 0.0)
     step()
     seen = {tuple(best.values())}
     for i in range(n_candidates):
         noise = _NOISE * (1.0 if i % 2 else 2.0)
         tried = {s: w + noise * float(rng.standard_normal()) for s, w in centre.items()}
-        candidate = solve(levels, {s: np.exp(tried[s]) * np.asarray(curves[s]) for s in levels}, cost, budget_ms)
+        weighted = {s: np.exp(tried[s]) * np.asarray(curves[s]) for s in levels}
+        candidate = problem.solve(weighted, budget_ms)
         step()
         if tuple(candidate.values()) in seen:
             continue

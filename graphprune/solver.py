@@ -1,12 +1,17 @@
 """One level per site at the least loss within a time budget: a mixed-integer program for HiGHS.
 
-The time of a model is a sum of terms over at most two sites each (see `cost.Term`); a term over two is made linear
-exactly by one variable per pair of levels (the local polytope), so nothing is assumed separable.
+The time of a model is a sum of terms over a few sites each (see `cost_model.Term`); a term over several is made linear
+exactly by one variable per combination of levels (the local polytope), so nothing is assumed separable. Where that
+would be too many variables, the program is solved coarse to fine: over a few levels of each site first, then over those
+around the answer, until no finer step helps. Every answer holds the budget under the full prices.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sparse
@@ -17,100 +22,217 @@ from graphprune.errors import InfeasibleTarget
 
 _SECONDS = 8.0
 _GAP = 2e-3
+_MOST_VARIABLES = 12_000
+_ROUNDS = 6
+
+Levels = Mapping[str, Sequence[int]]
+Tables = Mapping[tuple[str, ...], np.ndarray]
+"""Sites -> milliseconds at every combination of their levels, one axis per site."""
 
 
 def solve(
-    levels: Mapping[str, Sequence[int]], loss: Mapping[str, Sequence[float]], cost: CostModel, budget_ms: float
-) -> dict[str, int]:
-    """Minimise the sum of loss[site][i] over the chosen levels[site][i], predicted time at most budget_ms.
+    levels: Levels, loss: Mapping[str, Sequence[float]], cost: CostModel, budget_ms: float, **options
+) -> dict[str, int]:  # fmt: skip
+    """The answer of `Problem(levels, cost, **options)` for one loss and budget."""
+    return Problem(levels, cost, **options).solve(loss, budget_ms)
 
-    Raises InfeasibleTarget if even the fastest levels are predicted over budget.
+
+def fastest_levels(levels: Levels, cost: CostModel) -> dict[str, int]:
+    """Levels predicted to be fastest: see `Problem.fastest`."""
+    return Problem(levels, cost).fastest
+
+
+class Problem:
+    """The prices of some levels as tables, for any losses and budgets.
+
+    ordered: whether a site's levels are sizes, so that neighbours are alike (default: all are); the others are never
+    thinned out. most_variables: of one program; the answer is exact where all levels fit in.
     """
-    sites = list(levels)
-    fastest = fastest_levels(levels, cost)
-    if cost.predict(fastest).ms > budget_ms:
-        best = cost.dense_ms / cost.predict(fastest).ms
-        raise InfeasibleTarget(f"{budget_ms:.3g} ms is out of reach: the least predicted is "
-                               f"{cost.predict(fastest).ms:.3g} ms", best=best)  # fmt: skip
-    start, n = {}, 0
-    for s in sites:
-        start[s] = n
-        n += len(levels[s])
-    singles = np.zeros(n)
-    fixed = cost.overhead_ms
-    pairs: dict[tuple[str, str], np.ndarray] = {}
-    for term in cost.merged():
-        if not term.groups:
-            fixed += term.ms({})
-        elif len(term.groups) == 1:
-            (s,) = term.groups
-            singles[start[s] : start[s] + len(levels[s])] += term.ms({s: np.asarray(levels[s])}) * np.ones(
-                len(levels[s])
-            )
-        else:
-            a, b = term.groups
-            table = term.ms({a: np.asarray(levels[a])[:, None], b: np.asarray(levels[b])[None, :]})
-            pairs[a, b] = pairs.get((a, b), 0) + table * np.ones((len(levels[a]), len(levels[b])))
-    offset = {}
-    size = n
-    for (a, b), table in pairs.items():
-        offset[a, b] = size
-        size += table.size
-    objective = np.zeros(size)
-    for s in sites:
-        objective[start[s] : start[s] + len(levels[s])] = loss[s]
-    rows, cols, data, low, high = _constraints(sites, levels, start, pairs, offset)
-    times = np.concatenate([singles, *(t.reshape(-1) for t in pairs.values())])
-    used = np.flatnonzero(times)
-    rows.extend([len(low)] * len(used))
-    cols.extend(used)
-    data.extend(times[used])
-    low.append(-np.inf)
-    high.append(budget_ms - fixed)
-    matrix = sparse.csc_array((data, (rows, cols)), shape=(len(low), size))
-    scale = max(float(np.max(np.abs(objective))), 1e-300)
-    integral = np.zeros(size)
-    integral[:n] = 1
-    result = milp(
-        objective / scale, integrality=integral, bounds=Bounds(0, 1), constraints=LinearConstraint(matrix, low, high),
-        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-    )  # fmt: skip
-    if result.x is None:
-        return fastest
-    return {s: int(levels[s][int(np.argmax(result.x[start[s] : start[s] + len(levels[s])]))]) for s in sites}
+
+    def __init__(
+        self, levels: Levels, cost: CostModel, *, ordered: Mapping[str, bool] | None = None,
+        most_variables: int = _MOST_VARIABLES,
+    ) -> None:  # fmt: skip
+        self.levels = {s: [int(k) for k in v] for s, v in levels.items()}
+        self.cost, self.most_variables = cost, most_variables
+        self.sizes = {s for s in levels if ordered is None or ordered.get(s, True)}
+        self.fixed_ms = cost.overhead_ms
+        tables: dict[tuple[str, ...], np.ndarray] = {}
+        for term in cost.merged():
+            shape = tuple(len(self.levels[s]) for s in term.groups)
+            grid = np.broadcast_to(np.asarray(term.ms(_grid(self.levels, term.groups)), float), shape)
+            if term.groups:
+                tables[term.groups] = tables.get(term.groups, 0) + grid
+            else:
+                self.fixed_ms += float(grid)
+        self.tables: Tables = tables
+
+    def ms(self, chosen: Mapping[str, int]) -> float:
+        """The time predicted at some levels."""
+        at = {s: self.levels[s].index(k) for s, k in chosen.items()}
+        return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
+
+    @cached_property
+    def fastest(self) -> dict[str, int]:
+        """Levels predicted to be fastest: steps go both ways, so the smallest are not always it. Site by site until
+        nothing is gained, from the smallest levels, from the whole model, and from every alternative taken throughout:
+        what pays only if neighbours do it too is found so."""
+        longest = max((len(v) for v in self.levels.values()), default=1)
+        starts = {tuple(min(i, len(v) - 1) for v in self.levels.values()) for i in (*range(min(longest, 6)), longest)}
+        found = [self._descended(dict(zip(self.levels, start, strict=True))) for start in sorted(starts)]
+        levels = [{s: self.levels[s][i] for s, i in at.items()} for at in found]
+        return min(levels, key=self.ms, default={})
+
+    def _descended(self, at: dict[str, int]) -> dict[str, int]:
+        """Positions of levels from which no single site can make the model faster."""
+        tables: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {s: [] for s in self.levels}
+        for groups, table in self.tables.items():
+            for s in groups:
+                tables[s].append((groups, table))
+        for _ in range(8):
+            before = dict(at)
+            for s, values in self.levels.items():
+                ms = np.zeros(len(values))
+                for groups, table in tables[s]:
+                    ms = ms + table[tuple(slice(None) if g == s else at[g] for g in groups)]
+                if ms.min() < ms[at[s]] - 1e-12:
+                    at[s] = int(np.argmin(ms))
+            if at == before:
+                break
+        return at
+
+    def solve(self, loss: Mapping[str, Sequence[float]], budget_ms: float) -> dict[str, int]:
+        """Minimise the sum of loss[site][i] over the chosen levels[site][i], predicted time at most budget_ms.
+
+        Raises InfeasibleTarget if even the fastest levels are predicted over budget.
+        """
+        chosen, fastest_ms = self.fastest, self.ms(self.fastest)
+        if fastest_ms > budget_ms:
+            raise InfeasibleTarget(f"{budget_ms:.3g} ms is out of reach: the least predicted is {fastest_ms:.3g} ms",
+                                   best=self.cost.dense_ms / fastest_ms)  # fmt: skip
+        values = {s: dict(zip(v, map(float, loss[s]), strict=True)) for s, v in self.levels.items()}
+        deadline = time.monotonic() + 2 * _SECONDS
+        best = sum(values[s][k] for s, k in chosen.items())
+        stride = self._first_stride()
+        for _ in range(_ROUNDS):
+            part = self._part(chosen, stride)
+            seconds = min(_SECONDS, deadline - time.monotonic())
+            found = self._program(part, values, budget_ms, seconds) if seconds > 0 else None
+            improved = False
+            if found is not None:
+                total = sum(values[s][k] for s, k in found.items())
+                improved = found != chosen and total <= best
+                if improved:
+                    chosen, best = found, total
+            if stride == 1 and (not improved or part == self.levels):
+                break
+            stride = max(1, stride // 2)
+        return chosen
+
+    def _first_stride(self) -> int:
+        """The least stride through the sizes at which the program is small enough."""
+        longest = max((len(v) for v in self.levels.values()), default=1)
+        whole = {s: v[-1] for s, v in self.levels.items()}
+        return next((k for k in range(1, longest) if self._n_variables(self._strided(whole, k)) <= self.most_variables),
+                    longest)  # fmt: skip
+
+    def _strided(self, centre: Mapping[str, int], stride: int) -> dict[str, list[int]]:
+        """Every stride-th level counted from `centre`, with both ends; all levels that are no sizes."""
+        part = {}
+        for s, v in self.levels.items():
+            at = v.index(centre[s])
+            ends = (0, len(v) - 1)
+            part[s] = [k for i, k in enumerate(v) if (i - at) % stride == 0 or i in ends] if s in self.sizes else v
+        return part
+
+    def _part(self, centre: Mapping[str, int], stride: int) -> dict[str, list[int]]:
+        """The levels of one program: strided, then without those furthest from the centre until they are few enough;
+        what is known to hold the budget stays possible."""
+        part = self._strided(centre, stride)
+        while self._n_variables(part) > self.most_variables:
+            narrow = {s: self._narrowed(s, v, centre[s]) if s in self.sizes else v for s, v in part.items()}
+            if narrow == part:
+                break
+            part = narrow
+        return {s: sorted({*v, centre[s], self.fastest[s]}) for s, v in part.items()}
+
+    def _narrowed(self, site: str, part: list[int], centre: int) -> list[int]:
+        order = self.levels[site]
+        inner = [k for k in part if k not in (order[0], order[-1], centre)]
+        far = max(inner, key=lambda k: abs(order.index(k) - order.index(centre)), default=None)
+        return [k for k in part if k != far]
+
+    def _n_variables(self, levels: Levels) -> int:
+        return sum(len(v) for v in levels.values()) + sum(
+            int(np.prod([len(levels[s]) for s in groups])) for groups in self.tables if len(groups) > 1
+        )
+
+    def _program(
+        self, levels: Levels, loss: Mapping[str, Mapping[int, float]], budget_ms: float, seconds: float
+    ) -> dict[str, int] | None:  # fmt: skip
+        """The exact answer over these levels; None if none was found in time."""
+        sites = list(levels)
+        starts = np.cumsum([0, *(len(levels[s]) for s in sites)])
+        start, n = dict(zip(sites, starts, strict=False)), int(starts[-1])
+        singles = np.zeros(n)
+        tables: dict[tuple[str, ...], np.ndarray] = {}
+        for groups, whole in self.tables.items():
+            table = whole[np.ix_(*([self.levels[s].index(k) for k in levels[s]] for s in groups))]
+            if len(groups) == 1:
+                singles[start[groups[0]] : start[groups[0]] + len(table)] += table
+            else:
+                tables[groups] = table
+        offsets = np.cumsum([n, *(t.size for t in tables.values())])
+        size = int(offsets[-1])
+        objective = np.zeros(size)
+        for s in sites:
+            objective[start[s] : start[s] + len(levels[s])] = [loss[s][k] for k in levels[s]]
+        equations = _Equations()
+        for s in sites:
+            equations.add(range(start[s], start[s] + len(levels[s])), [], 1.0)
+        for (groups, table), offset in zip(tables.items(), offsets, strict=False):
+            numbers = offset + np.arange(table.size).reshape(table.shape)
+            for axis, s in enumerate(groups):
+                for i in range(table.shape[axis]):
+                    equations.add(np.take(numbers, i, axis).reshape(-1), [start[s] + i], 0.0)
+        times = np.concatenate([singles, *(t.reshape(-1) for t in tables.values())])
+        in_time = LinearConstraint(sparse.csr_array(times[None, :]), -np.inf, budget_ms - self.fixed_ms)
+        scale = max(float(np.max(np.abs(objective))), 1e-300)
+        integral = np.zeros(size)
+        integral[:n] = 1
+        result = milp(
+            objective / scale, integrality=integral, bounds=Bounds(0, 1),
+            constraints=[in_time, equations.constraint(size)],
+            options={"time_limit": seconds, "mip_rel_gap": _GAP},
+        )  # fmt: skip
+        if result.x is None:
+            return None
+        best = (int(np.argmax(result.x[a:b])) for a, b in pairwise(starts))
+        return {s: int(levels[s][i]) for s, i in zip(sites, best, strict=True)}
 
 
-def fastest_levels(levels: Mapping[str, Sequence[int]], cost: CostModel) -> dict[str, int]:
-    """The smallest level of every site, raised wherever that is predicted to be faster: steps go both ways."""
-    chosen = {s: int(v[0]) for s, v in levels.items()}
-    for s, values in levels.items():
-        chosen[s] = int(min(values, key=lambda v: cost.predict({**chosen, s: int(v)}).ms))
-    return chosen
+def _grid(levels: Levels, groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Levels of some sites, each along its own axis, so that they broadcast."""
+    shape = 1 - 2 * np.eye(len(groups), dtype=int)  # -1 on the site's own axis, 1 elsewhere
+    return {s: np.asarray(levels[s], np.int64).reshape(shape[i]) for i, s in enumerate(groups)}
 
 
-def _constraints(sites, levels, start, pairs, offset):
-    """One level per site; pair variables whose marginals are the sites' own."""
-    rows: list[int] = []
-    cols: list[int] = []
-    data: list[float] = []
-    low: list[float] = []
-    high: list[float] = []
+class _Equations:
+    """Rows `sum of some variables - sum of others = right`, collected for a sparse matrix."""
 
-    def row(columns: Sequence[int], values: Sequence[float], right: float) -> None:
-        rows.extend([len(low)] * len(columns))
-        cols.extend(columns)
-        data.extend(values)
-        low.append(right)
-        high.append(right)
+    def __init__(self) -> None:
+        self.columns: list[np.ndarray] = []
+        self.signs: list[np.ndarray] = []
+        self.right: list[float] = []
 
-    for s in sites:
-        m = len(levels[s])
-        row(range(start[s], start[s] + m), [1.0] * m, 1.0)
-    for (a, b), table in pairs.items():
-        m, k = table.shape
-        grid = offset[a, b] + np.arange(m * k).reshape(m, k)
-        for i in range(m):
-            row([*grid[i], start[a] + i], [1.0] * k + [-1.0], 0.0)
-        for j in range(k):
-            row([*grid[:, j], start[b] + j], [1.0] * m + [-1.0], 0.0)
-    return rows, cols, data, low, high
+    def add(self, plus: Sequence[int], minus: Sequence[int], right: float) -> None:
+        self.columns.append(np.array([*plus, *minus], np.int64))
+        self.signs.append(np.array([1.0] * len(plus) + [-1.0] * len(minus)))
+        self.right.append(right)
+
+    def constraint(self, size: int) -> LinearConstraint:
+        rows = np.repeat(np.arange(len(self.columns)), [len(c) for c in self.columns])
+        matrix = sparse.csr_array(
+            (np.concatenate(self.signs), (rows, np.concatenate(self.columns))), shape=(len(self.columns), size)
+        )
+        return LinearConstraint(matrix, self.right, self.right)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphprune import report as rows
 from graphprune.causes import parameters
-from graphprune.divergence import cosine, divergence, outputs_of
+from graphprune.divergence import MEANING, Reference, cosine, outputs_of
 from graphprune.oracles import Check
 from graphprune.target import Target, Timing, speedup
 
@@ -92,15 +92,19 @@ def make_report(
 def _quality(compiler: Compiler, model: ir.Model, without: ir.Model | None):
     feeds = list(compiler.data.holdout)
     dense = outputs_of(compiler.context.load(compiler.prepared.model), feeds)
+    reference = Reference(dense, compiler.kinds)
     have = outputs_of(compiler.context.load(model), feeds)
     kind = "held-out calibration feeds" if not compiler.data.synthetic else "synthetic inputs"
-    yield rows.Metric(
-        "output divergence", divergence(dense, have), f"0: equal to dense, 1: a constant; on {len(feeds)} {kind}"
-    )
+    measured = ", ".join(dict.fromkeys(MEANING[k] for k in reference.kinds.values()))
+    about = f"0: equal to dense, 1: a constant; {measured}; on {len(feeds)} {kind}"
+    yield rows.Metric("output divergence", reference.divergence(have), about)
     if without is not None:
         other = outputs_of(compiler.context.load(without), feeds)
-        yield rows.Metric("output divergence, exact axes alone", divergence(dense, other),
+        yield rows.Metric("output divergence, exact axes alone", reference.divergence(other),
                           f"the same plan with the axes of norms and softmaxes left whole; on {len(feeds)} {kind}")
+    if len(reference.kinds) > 1:
+        for name, lost in reference.per_output(have).items():
+            yield rows.Metric(f"divergence of {name}", lost.share, f"{lost.kind}: {MEANING[lost.kind]}")
     for name in dense[0]:
         if np.asarray(dense[0][name]).dtype.kind == "f":
             yield rows.Metric(f"cosine of {name}", cosine(dense, have, name), f"mean over {len(feeds)} {kind}")
@@ -120,6 +124,7 @@ def _sites(compiler: Compiler, built: Built, total: int):
             (group.n_parameters if group else 0) / total,
             before.get(site.name),
             after.get(site.name),
+            "" if site.ordered else site.label(built.levels[site.name]),
         )
 
 
@@ -160,7 +165,7 @@ def _warnings(
     if len(compiler.data.holdout) and compiler.data.holdout[0] is compiler.data.calibration[0]:
         yield "a single feed was given: it was used both to calibrate and to judge"
     if all(built.levels[name] == full for name, full in compiler.full.items()):
-        yield f"no channel had to go: exact rewrites alone make the model {ratio:.2f}x faster"
+        yield f"nothing had to go: exact rewrites alone make the model {ratio:.2f}x faster"
     elif ratio > 1.08 * wanted:
         yield f"the levels of this model are coarse: {ratio:.2f}x was the nearest above {wanted:.2f}x"
     if any(c.verdict == "vacuous" for c in checks):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,21 @@ class Ratio:
 
     value: float
     spread: float
+
+
+@dataclass(frozen=True)
+class IntegerKernels:
+    """What a runtime can compute with few bits.
+
+    linear: operator -> precisions of a linear node, of "static" (8 bits, ranges fixed beforehand), "dynamic" (8 bits,
+    ranges found while running), "int8 weights", "int4 weights" (activations stay float). followers: operators that
+    take and give 8-bit values, each with a scale of its own. carriers: operators that only move values, so that 8-bit
+    ones pass with the scale they have.
+    """
+
+    linear: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    followers: frozenset[str] = frozenset()
+    carriers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,23 @@ def _unfold(x: Array, window: tuple[tuple[int, ...], ...], banks: int, limit: in
     return [np.ascontiguousarray(flat[:, i], np.float32) for i in range(banks)]
 
 
+def reader_of(node: ir.Node) -> Reader | None:
+    """A linear node of any model as a reader of its input: Conv, MatMul or Gemm with a constant weight."""
+    w = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.domain or w is None or not w.is_initializer() or node.inputs[0] is None:
+        return None
+    rank = len(w.const_value.shape)
+    x, y = node.inputs[0].name, node.outputs[0].name
+    if node.op_type == "Conv":
+        return Reader(node.name, "conv", x, w.name, y, 1, 0)
+    if rank != 2 or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    if node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].value:
+        return None
+    turned = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].value
+    return Reader(node.name, "matmul", x, w.name, y, 1 if turned else 0, 0 if turned else 1)
+
+
 def view_of(reader: Reader, node: ir.Node, weight: ir.Value) -> View | None:
     """The matrix view of a reader; None where it has none (automatic padding depends on the feed)."""
     shape = tuple(int(n) for n in weight.const_value.shape)

@@ -13,8 +13,9 @@ from graphprune.align import align
 from graphprune.backends import open_backend
 from graphprune.context import Context
 from graphprune.divergence import divergence, outputs_of
-from graphprune.edit import shrink
+from graphprune.edit import new_constant, shrink, stand_for
 from graphprune.groups import Analysis
+from graphprune.passes.depth import Depth
 from graphprune.passes.width import Width
 from graphprune.prepare import loader
 from graphprune.refit import n_stages, refit
@@ -267,3 +268,117 @@ def test_random_networks_go_all_the_way(seed: int) -> None:
     before = loss(analysis, model, feeds)
     refit(context, model, keeps, feeds)
     assert loss(analysis, model, feeds) <= 1.05 * before + 1e-6
+
+
+# Behind other passes
+
+
+STREAM = """
+x0 = Gemm(x, w0, b0)
+a0 = Gemm(x0, w1, b1)
+a = Tanh(a0)
+b = Gemm(a, w2, b2)
+s = Add(x0, b)
+c0 = Gemm(s, w3, b3)
+c = Tanh(c0)
+d = Gemm(c, w4, b4)
+t = Add(s, d)
+e0 = Gemm(t, w5, b5)
+e = Tanh(e0)
+f = Gemm(e, w6, b6)
+result = Add(t, f)
+"""
+
+
+def stream(seed: int) -> ir.Model:
+    """Three residual branches behind a layer."""
+    shapes = {f"w{i}": (12, 24) if i % 2 else (24, 12) for i in range(1, 7)} | {"w0": (12, 12)}
+    return model_of(STREAM, {"x": ("N", 12)}, scaled(
+        np.random.default_rng(seed), **shapes, **{f"b{n[1:]}": shape[1:] for n, shape in shapes.items()}
+    ))  # fmt: skip
+
+
+def streams(seed: int) -> tuple[Context, list]:
+    """The model with data to fit to, and held-out feeds."""
+    feeds = vectors(32, 10 + seed)
+    return Context(typed(stream(seed), feeds[0]), feeds, LOAD), vectors(16, 90 + seed)
+
+
+def without(context: Context, *totals: str, by: str = "mean") -> ir.Model:
+    """The model without the branches that are added to give these values."""
+    exits = {node.outputs[0].name: name for name, node in context.nodes.items()}
+    return Depth().apply(context, context.model, {t: {"branch": exits[t], "by": by} for t in totals})
+
+
+@pytest.mark.parametrize("by", ["mean", "nothing", "linear"])
+@pytest.mark.parametrize("dropped", [["s"], ["t"], ["result"], ["s", "result"]], ids="".join)
+def test_what_is_left_makes_up_for_branches_that_are_gone(dropped: list[str], by: str) -> None:
+    before, after = [], []
+    for seed in range(4):
+        context, held_out = streams(seed)
+        model = without(context, *dropped, by=by)
+        steps: list[int] = []
+        before.append(loss(context.analysis, model, held_out))
+        expected = n_stages(context, model, {})
+        refit(context, model, {}, context.feeds, lambda steps=steps: steps.append(1))
+        assert len(steps) == expected
+        after.append(loss(context.analysis, model, held_out))
+    assert np.isfinite(before).all()
+    print(dropped, by, np.mean(before), np.mean(after))
+    assert np.mean(after) < 0.95 * np.mean(before) or (by == "linear" and dropped[-1] == "result")
+
+
+def test_the_layer_before_a_branch_that_is_gone_aims_behind_it() -> None:
+    """Though nothing has changed before it; and the first layer does where the first branch goes."""
+    for dropped, solved in ((["result"], {"w4", "b4"}), (["t", "result"], {"w2", "b2"}), (["s", "t", "result"], {"w0", "b0"})):
+        context, held_out = streams(0)
+        model = without(context, *dropped)
+        before = loss(context.analysis, model, held_out)
+        assert set(refit(context, model, {}, context.feeds)) == solved
+        assert loss(context.analysis, model, held_out) < 0.95 * before
+
+
+def test_layers_before_a_branch_that_is_gone_stay_as_they_are() -> None:
+    context, _ = streams(0)
+    model = without(context, "t", by="nothing")
+    assert set(refit(context, model, {}, context.feeds)) == {f"{c}{i}" for c in "wb" for i in (2, 5, 6)}
+
+
+def factored(model: ir.Model, name: str, rank: int) -> ir.Model:
+    """A copy with a Gemm, or a convolution, in two parts, of which the second takes its place."""
+    copy = model.clone()
+    node = next(n for n in copy.graph if n.name == name)
+    weight = node.inputs[1].const_value.numpy()
+    conv = node.op_type == "Conv"
+    u, sigma, vt = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
+    first, second = u[:, :rank] * sigma[:rank], vt[:rank]
+    if conv:
+        first, second = second.reshape(rank, *weight.shape[1:]), first.reshape(*first.shape, 1, 1)
+    down, up = (new_constant(copy.graph, f"{name}.{part}", w) for part, w in (("down", first), ("up", second)))
+    a = ir.node(node.op_type if conv else "MatMul", [node.inputs[0], down], dict(node.attributes) if conv else {},
+                name=f"{name}.down")  # fmt: skip
+    a.outputs[0].name = f"{node.outputs[0].name}.down"
+    b = ir.node(node.op_type, [a.outputs[0], up, node.inputs[2]], name=f"{name}.up")
+    y, b.outputs[0].shape, b.outputs[0].type = node.outputs[0], node.outputs[0].shape, node.outputs[0].type
+    for part in (a, b):
+        stand_for(part, name)
+        copy.graph.insert_before(node, part)
+    b.outputs[0].name, y.name = y.name, None
+    y.replace_all_uses_with(b.outputs[0], replace_graph_outputs=True)
+    copy.graph.remove(node, safe=True)
+    return copy
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["residual", "cnn"])
+def test_a_layer_in_two_parts_is_refitted_by_its_second(name: str, seed: int) -> None:
+    family = FAMILIES[name]
+    feeds, held_out = family.feeds(32, 10 + seed), family.feeds(16, 90 + seed)
+    context = Context(typed(family.make(seed), feeds[0]), feeds, LOAD)
+    node = next(n for n in context.model.graph if len(n.inputs) > 1 and n.inputs[1].name == "w2")
+    model = factored(context.model, node.name, 6)
+    before = loss(context.analysis, model, held_out)
+    expected, steps = n_stages(context, model, {}), []
+    changed = refit(context, model, {}, feeds, lambda: steps.append(1))
+    assert len(steps) == expected and f"{node.name}.up" in changed and f"{node.name}.down" not in changed
+    assert 0 < loss(context.analysis, model, held_out) < before

@@ -131,7 +131,7 @@ def test_text_that_is_no_report_is_refused(text):
 def test_the_page_says_everything():
     page = Page(render_html(sample(n_sites=80)))
     for said in ("2.03\N{MULTIPLICATION SIGN}", "24.3 ms became 12.0 ms", "Asked for 2x on host", "22.7 M", "55.9 MB",
-                 "0.9312", "80 of 81 sites were made narrower", "1,536 → 640", "20 more", "1 left whole", "3 others",
+                 "0.9312", "80 of 81 sites were made smaller", "1,536 → 640", "20 more", "1 left whole", "3 others",
                  "1 of 2 checks hold, largest difference 2.1e-06, where the removal has an effect of 0.31; 1 showed "
                  "nothing", "graph output", "synthetic inputs were used", "256 feeds from data/texts", "1.31.1"):
         assert said in page.text, said

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from graphprune.files import atomic_write
 from graphprune.progress import choose
 from graphprune.target import Target
 from tools.curve_pages import markdown, picture, table_of
-from tools.shared import compiler_of, console, exit_with, factors_option, quality
+from tools.shared import Row, Rows, compiler_of, console, exit_with, factors_option, quality
 
 SPEEDUPS = "1.25,1.5,2,3"
 OURS, BASELINE, DENSE = "second-order", "magnitude, no compensation", "dense"
@@ -39,26 +38,6 @@ ABLATION: dict[str, dict[str, Any]] = {
     "magnitude": {"score": "magnitude"},
     "second-order, no lowering": {"lower": False},
 }
-Row = dict[str, Any]
-_KEY = ("task", "method", "asked", "samples", "limit", "seed", "threads", "host")
-
-
-class Rows:
-    """The rows of a JSON file: measured once for the same settings, written after every new one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.all: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def find(self, key: Row) -> Row | None:
-        return next((r for r in self.all if all(r[name] == key[name] for name in _KEY)), None)
-
-    def put(self, row: Row) -> None:
-        """Add a row, in place of one of the same settings."""
-        old = self.find(row)
-        self.all = [r for r in self.all if r is not old] + [row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, (json.dumps(self.all, indent=1) + "\n").encode())
 
 
 def measured(compiler: Compiler, task: models.task.Task, asked: float, limit: int | None) -> Row:
@@ -99,7 +78,7 @@ def walk(name: str, rows: Rows, options: argparse.Namespace) -> None:
         for key in missing(method, options.speedups):
             progress.note(f"{name}, {method}, {key['asked']:g}x")
             shared = shared or compiler_of(task, options.samples, threads=options.threads, seed=options.seed,
-                                           progress=progress, **how)  # fmt: skip
+                                           progress=progress, passes="width", **how)  # fmt: skip
             rows.put(key | stamp | measured(shared, task, key["asked"], options.limit))
 
 

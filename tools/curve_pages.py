@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -77,7 +78,8 @@ def table_of(rows: Sequence[Row], ours: str, baseline: str, dense: str) -> Table
     return made
 
 
-def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by the name of their task, in the order in which tasks first appear."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["task"], []).append(row)
@@ -86,7 +88,7 @@ def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def markdown(rows: Sequence[Row], ours: str, baseline: str, dense: str) -> str:
     """Every task as a table, and first of all a list of the places where magnitude scores are better."""
-    tasks = _by_task(rows)
+    tasks = by_task(rows)
     losses = []
     parts: list[str] = []
     for name, found in tasks.items():
@@ -113,7 +115,7 @@ _HEAD = (
 
 # ------------------------------------------------------------------------------------------------- the picture
 
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM, _COLUMNS = 330, 250, 52, 20, 44, 40, 2
+_W, _H, _COLUMNS = 330, 250, 2
 _STYLE = """
  text { font: 12px system-ui, -apple-system, sans-serif; fill: #52514e }
  .title { font-weight: 600; font-size: 13px; fill: #0b0b0b } .grid { stroke: #e1e0d9 } .axis { stroke: #a9a79f }
@@ -131,7 +133,7 @@ _STYLE = """
 
 def picture(rows: Sequence[Row], ours: str, baseline: str, dense: str) -> str:
     """One chart a task: its headline metric against the measured speed-up, ours and the baseline, dense as a line."""
-    tasks = {name: _latest(found) for name, found in _by_task(rows).items()}
+    tasks = {name: _latest(found) for name, found in by_task(rows).items()}
     drawn = {name: found for name, found in tasks.items() if sum("metrics" in r for r in found) > 1}
     columns = min(_COLUMNS, max(1, len(drawn)))
     width, height = columns * _W, 34 + math.ceil(len(drawn) / columns) * _H
@@ -152,37 +154,64 @@ def _legend(ours: str, baseline: str) -> Iterator[str]:
         x += 52 + 6.4 * len(label)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where a speed-up and a percentage lie in one small chart, and all of the chart that is not data.
+
+    low, high, step: the axis of percentages; most: the largest speed-up that is drawn.
+    """
+
+    width: int
+    height: int
+    low: float
+    high: float
+    step: float
+    most: float
+    left: int = 52
+    right: int = 20
+    top: int = 44
+    bottom: int = 40
+
+    def x(self, speedup: float) -> float:
+        return self.left + (speedup - 1) / (self.most - 1) * (self.width - self.left - self.right)
+
+    def y(self, percent: float) -> float:
+        space = self.height - self.top - self.bottom
+        return self.height - self.bottom - (percent - self.low) / (self.high - self.low) * space
+
+    def draw(self, name: str, headline: str) -> Iterator[str]:
+        """Title, grid and axes."""
+        end, floor = self.width - self.right, self.height - self.bottom
+        yield f'<text class="title" x="{self.left}" y="20">{html.escape(name)}</text>'
+        yield f'<text x="{self.left}" y="36">{html.escape(headline)}, %</text>'
+        for k in range(round((self.high - self.low) / self.step) + 1):
+            y = self.y(self.low + k * self.step)
+            yield f'<path class="grid" style="stroke-width:1" d="M{self.left} {y:.1f}H{end}"/>'
+            yield f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{self.low + k * self.step:g}</text>'
+        yield f'<path class="axis" style="stroke-width:1" d="M{self.left} {floor}H{end}"/>'
+        for k in range(round(2 * (self.most - 1)) + 1):
+            if self.most <= 3.5 or k % 2 == 0:
+                yield f'<text x="{self.x(1 + k / 2):.1f}" y="{floor + 17}" text-anchor="middle">{1 + k / 2:g}x</text>'
+        yield f'<text x="{end}" y="{self.height - 6}" text-anchor="end">measured speed-up</text>'
+
+    def level(self, percent: float) -> str:
+        """A dotted line across, for the dense network."""
+        where = f"M{self.left} {self.y(percent):.1f}H{self.width - self.right}"
+        return f'<path class="dense" style="stroke-width:1;stroke-dasharray:2 3" d="{where}"/>'
+
+
 def _chart(name: str, rows: Sequence[Row], ours: str, baseline: str, dense: str) -> Iterator[str]:
     rows = [r for r in rows if "metrics" in r and r["method"] in (ours, baseline, dense)]
     headline = rows[0]["headline"]
     value = {id(r): 100 * r["metrics"][headline] for r in rows}
-    low, high, step = _scale(min(value.values()), max(value.values()))
-    most = max(2.0, math.ceil(2 * max(r["speedup"] for r in rows)) / 2)
-
-    def px(speed: float) -> float:
-        return _LEFT + (speed - 1) / (most - 1) * (_W - _LEFT - _RIGHT)
-
-    def py(percent: float) -> float:
-        return _H - _BOTTOM - (percent - low) / (high - low) * (_H - _TOP - _BOTTOM)
-
-    yield f'<text class="title" x="{_LEFT}" y="20">{html.escape(name)}</text>'
-    yield f'<text x="{_LEFT}" y="36">{html.escape(headline)}, %</text>'
-    for k in range(round((high - low) / step) + 1):
-        y = py(low + k * step)
-        yield f'<path class="grid" style="stroke-width:1" d="M{_LEFT} {y:.1f}H{_W - _RIGHT}"/>'
-        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{low + k * step:g}</text>'
-    yield f'<path class="axis" style="stroke-width:1" d="M{_LEFT} {_H - _BOTTOM}H{_W - _RIGHT}"/>'
-    for k in range(round(2 * (most - 1)) + 1):
-        if most <= 3.5 or k % 2 == 0:
-            yield f'<text x="{px(1 + k / 2):.1f}" y="{_H - _BOTTOM + 17}" text-anchor="middle">{1 + k / 2:g}x</text>'
-    yield f'<text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">measured speed-up</text>'
+    frame = Frame(_W, _H, *scale(min(value.values()), max(value.values())), furthest(r["speedup"] for r in rows))
+    yield from frame.draw(name, headline)
     start = [r for r in rows if r["method"] == dense]
     if start:
-        y = py(value[id(start[0])])
-        yield f'<path class="dense" style="stroke-width:1;stroke-dasharray:2 3" d="M{_LEFT} {y:.1f}H{_W - _RIGHT}"/>'
+        yield frame.level(value[id(start[0])])
     for css, method in (("base", baseline), ("ours", ours)):
         line = start + sorted((r for r in rows if r["method"] == method), key=lambda r: r["speedup"])
-        places = [(px(r["speedup"]), py(value[id(r)]), r) for r in line]
+        places = [(frame.x(r["speedup"]), frame.y(value[id(r)]), r) for r in line]
         yield f'<path class="{css}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)}"/>'
         for x, y, r in places:
             says = f"{r['method']}, {r['speedup']:.2f}x: {value[id(r)]:.1f} %"
@@ -190,7 +219,12 @@ def _chart(name: str, rows: Sequence[Row], ours: str, baseline: str, dense: str)
             yield f"<title>{html.escape(says)}</title></circle>"
 
 
-def _scale(low: float, high: float) -> tuple[float, float, float]:
+def furthest(speedups: Iterable[float]) -> float:
+    """Where an axis of speed-ups ends: the largest, to the next half, and at least 2."""
+    return max(2.0, math.ceil(2 * max(speedups)) / 2)
+
+
+def scale(low: float, high: float) -> tuple[float, float, float]:
     """Round limits and step of an axis of percentages that holds low to high, at least ten points of it."""
     low = min(low, high - 10)
     step = next(s for s in (2, 5, 10, 20, 25) if (high - low) / s <= 5.5)

@@ -1,10 +1,12 @@
-"""What several tools do: compile a task of models/, run what came out, and say how good it is."""
+"""What several tools do: compile a task of models/, run what came out, say how good it is, and keep rows of it."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -14,12 +16,33 @@ from graphprune.backends import open_backend
 from graphprune.compiler import Compiler
 from graphprune.driver import compiler
 from graphprune.errors import GraphpruneError, UsageError
+from graphprune.files import atomic_write
 from graphprune.progress import Progress
 from graphprune.target import Target
 from models.task import Run, Task
 
 WIDE = 132
 """Columns of a table that is not printed to a terminal."""
+Row = dict[str, Any]
+_KEY = ("task", "method", "asked", "samples", "limit", "seed", "threads", "host")
+
+
+class Rows:
+    """The rows of a JSON file: measured once for the same settings, written after every new one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.all: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def find(self, key: Row) -> Row | None:
+        return next((r for r in self.all if all(r[name] == key[name] for name in _KEY)), None)
+
+    def put(self, row: Row) -> None:
+        """Add a row, in place of one of the same settings."""
+        old = self.find(row)
+        self.all = [r for r in self.all if r is not old] + [row]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.path, (json.dumps(self.all, indent=1) + "\n").encode())
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:

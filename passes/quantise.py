@@ -1,0 +1,189 @@
+"""The quantise pass: how many bits each node computes with, or that it stays as it is.
+
+A linear node may be left in floating point, take 8-bit values whose range is fixed beforehand (static, with
+QuantizeLinear and DequantizeLinear around it) or found while running (dynamic), or only have its weight stored in 8 or
+4 bits. What else the backend can compute on 8-bit values (sums, pools, concatenations) is a site of its own, so that a
+residual stream stays whole where its rounding costs more than it gains. What a precision is worth is measured, never
+assumed: a node that gets slower is left alone by the prices.
+
+Ranges are those of least squared error on calibration data; weights are rounded per output channel, in the end with
+the error of each made up for by the others (see `rounding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.calibrate import moments
+from graphprune.context import Context
+from graphprune.edit import stands_for
+from graphprune.qdq import Static, Writer, weight_of
+from graphprune.ranges import Histogram, affine, interval
+from graphprune.rounding import Rounded, compensated, pack_blocks, round_to_nearest
+from graphprune.sites import Choice, Site
+from graphprune.trace import exposed
+from graphprune.views import View, reader_of, view_of
+
+PRECISIONS = ("int4 weights", "int8 weights", "static", "dynamic")
+"""Level -> what it means; the level after the last leaves a node as it is."""
+FLOAT = len(PRECISIONS)
+_BITS = {"int4 weights": 4, "int8 weights": 8, "static": 8, "dynamic": 8}
+_BLOCK = 64
+_PREFIX = "precision "
+_RANGE_FEEDS = 64
+_QUICK_FEEDS = 16
+Ranges = Mapping[str, tuple[np.float32, int]]
+
+
+class Quantise:
+    """Fewer bits, node by node. A value of `Pass`; see `sites`."""
+
+    name = "quantise"
+    rounds = True
+
+    def __init__(self) -> None:
+        self._ranges: Ranges | None = None
+        self._nearest: dict[tuple, Rounded] = {}
+
+    def propose(self, context: Context) -> Sequence[Site]:
+        found = [self._site(node, "linear", precisions) for node, precisions in _linear(context)]
+        found += [self._site(node, node.op_type, ("static",)) for node in _followers(context)]
+        return found
+
+    @staticmethod
+    def _site(node: ir.Node, about: str, precisions: Iterable[str]) -> Site:
+        levels = tuple(i for i, p in enumerate(PRECISIONS) if p in precisions)
+        labels = {**{i: PRECISIONS[i] for i in levels}, FLOAT: "float"}
+        prior = tuple(_noise(_BITS[PRECISIONS[i]]) for i in levels)
+        return Site(f"{_PREFIX}{node.name}", (*levels, FLOAT), (*prior, 0.0), f"precision, {about}", (node.name,),
+                    False, labels)  # fmt: skip
+
+    def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:
+        return {name: {"to": PRECISIONS[k]} for name, k in levels.items() if k < FLOAT}
+
+    def apply(
+        self, context: Context, model: ir.Model, choices: Mapping[str, Choice], solve: bool = True
+    ) -> ir.Model:
+        """Ranges are those of the canonical model as long as nothing was done to it, and for prices."""
+        if not choices:
+            return model
+        whole = model is context.model
+        ranges = self._canonical_ranges(context) if whole or not solve else None
+        return self._written(context, model, choices, ranges, _QUICK_FEEDS, best=False)
+
+    def finish(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
+        """What `apply` does, with ranges of the model as it is now, and rounding errors made up for."""
+        return self._written(context, model, choices, None, _RANGE_FEEDS, best=True) if choices else model
+
+    def _canonical_ranges(self, context: Context) -> Ranges:
+        if self._ranges is None:
+            linear = [node for node, _ in _linear(context)]
+            static = Static.of(context.model, linear, _followers(context), context.integer)
+            self._ranges = _ranges(context, context.model, static, _RANGE_FEEDS)
+        return self._ranges
+
+    def _written(
+        self, context: Context, model: ir.Model, choices: Mapping[str, Choice], ranges: Ranges | None, n_feeds: int,
+        best: bool,
+    ) -> ir.Model:  # fmt: skip
+        copy = model.clone()
+        to = {name.removeprefix(_PREFIX): choice["to"] for name, choice in choices.items()}
+        linear = {n: to[stands_for(n)] for n in copy.graph
+                  if stands_for(n) in to and n.op_type in context.integer.linear and weight_of(n)}  # fmt: skip
+        followers = [n for n in copy.graph if n.op_type in context.integer.followers and to.get(n.name) == "static"]
+        static = Static.of(copy, [n for n, p in linear.items() if p == "static"], followers, context.integer)
+        if ranges is None:
+            ranges = _ranges(context, model, static, n_feeds)
+        linear |= {n: "static" for n in static.nodes if n.op_type in context.integer.linear}
+        rounded = self._rounded(context, model, linear, best)
+        writer = Writer(copy, ranges)
+        writer.static(static, rounded, context.integer)
+        for node, precision in linear.items():
+            r = rounded[node.name]
+            if precision == "dynamic":
+                writer.dynamic(node, r)
+            elif precision != "static":
+                writer.packed(node, *pack_blocks(r, _BITS[precision], _BLOCK), _BITS[precision], _BLOCK)
+        return copy
+
+    def _rounded(self, context: Context, model: ir.Model, linear: Mapping[ir.Node, str], best: bool):
+        """Rounded weights [out, in] by node."""
+        views = {n.name: view for n in linear if best and (view := _view(n)) is not None and view.banks == 1}
+        feeds = context.feeds if best else ()
+        found = moments(model, list(views.values()), feeds, context.load) if views else {}
+        rounded = {}
+        for node, precision in linear.items():
+            bits, block = _BITS[precision], _BLOCK if "weights" in precision else None
+            matrix = weight_of(node).matrix
+            if node.name in views:
+                (own,) = found[views[node.name].key()]
+                rounded[node.name] = compensated(matrix, own, bits=bits, block=block)
+            else:
+                rounded[node.name] = self._to_nearest(node.name, matrix, bits, block)
+        return rounded
+
+    def _to_nearest(self, name: str, matrix: np.ndarray, bits: int, block: int | None) -> Rounded:
+        key = (name, bits, block, matrix.shape, hash(matrix.tobytes()))
+        if key not in self._nearest:
+            self._nearest[key] = round_to_nearest(matrix, bits=bits, block=block)
+        return self._nearest[key]
+
+
+def _noise(bits: int) -> float:
+    """Relative squared error of rounding a normal variable to a range of eight standard deviations."""
+    return 64 / 12 / 4**bits
+
+
+def _linear(context: Context) -> list[tuple[ir.Node, tuple[str, ...]]]:
+    """Linear nodes of the canonical model that the backend can compute with few bits, and how."""
+    found = []
+    for node in context.model.graph:
+        precisions = context.integer.linear.get(node.op_type, ())
+        if precisions and not node.domain and weight_of(node) is not None:
+            found.append((node, precisions))
+    return found
+
+
+def _followers(context: Context) -> list[ir.Node]:
+    """Nodes that can take 8-bit values, some of which a chosen node could give."""
+    found, gives = [], {id(node.outputs[0]) for node, _ in _linear(context) if node.op_type == "Conv"}
+    kernels = context.integer
+    for node in context.model.graph:
+        data = [v for v in node.inputs if v is not None]
+        reached = any(id(v) in gives for v in data)
+        if not reached or node.domain:
+            continue
+        if node.op_type in kernels.followers and all(_is_float(v) for v in data):
+            found.append(node)
+        elif node.op_type not in kernels.carriers and node.op_type not in ("Relu", "Clip"):
+            continue
+        gives |= {id(y) for y in node.outputs}
+    return found
+
+
+def _is_float(value: ir.Value) -> bool:
+    return not value.is_initializer() and value.dtype == ir.DataType.FLOAT
+
+
+def _view(node: ir.Node) -> View | None:
+    reader = reader_of(node)
+    return None if reader is None else view_of(reader, node, node.inputs[1])
+
+
+def _ranges(context: Context, model: ir.Model, static: Static, n_feeds: int) -> Ranges:
+    """Scale and zero point of every 8-bit value, from its histogram over calibration feeds."""
+    names = sorted({like.name for like in static.quantised.values()})
+    inside = sorted(set(names) - {v.name for v in model.graph.inputs})
+    if not names or not context.feeds:
+        return {}
+    run = context.load(exposed(model, inside)) if inside else lambda feed: {}
+    histograms = {name: Histogram() for name in names}
+    stride = max(1, len(context.feeds) // n_feeds)
+    for feed in context.feeds[::stride]:
+        values = {**feed, **run(feed)}
+        for name in names:
+            histograms[name].add(values[name])
+    return {name: affine(*interval(h, "mse"), np.uint8) for name, h in histograms.items()}
