@@ -19,7 +19,10 @@ from graphprune.target import Kernel
 
 _SUFFIX = "_kernel_time"
 _MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+)+$")
+_FUSED = "fused "
 _LINEAR = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+_MOVES = ("QuantizeLinear", "DequantizeLinear", "Cast", "Transpose", "Reshape", "ReorderInput", "ReorderOutput")
+"""Operators that runtimes put beside nodes whose names they then borrow."""
 
 
 def kernels(events: Iterable[Mapping[str, Any]], *, skip_runs: int) -> list[Kernel]:
@@ -71,18 +74,18 @@ def named(found: Iterable[Kernel], graph: ir.Graph) -> list[Kernel]:
     unique."""
     names = _Names(graph)
     kernels, before, seen = list(found), "", Counter()
-    stems = [_MADE_UP.sub("", k.name) for k in kernels]
+    stems = [_MADE_UP.sub("", k.name).removeprefix(_FUSED) for k in kernels]
     names.visible = set(stems)
     result = []
     for kernel, stem in zip(kernels, stems, strict=True):
         own = names.node_of(stem)
-        if own is None:
-            name = f"{kernel.op} after {before}"
+        before = own or before
+        if own is None or (kernel.op in _MOVES and names.nodes[own].op_type != kernel.op):
+            name = f"{kernel.op} after {before}" if before else f"{kernel.op} at the start"
         else:
-            name = before = own
-        seen[name, kernel.op] += 1
-        n = seen[name, kernel.op]
-        result.append(replace(kernel, name=f"{name} {n}" if n > 1 else name))
+            name = own
+        seen[name] += 1
+        result.append(replace(kernel, name=f"{name} {seen[name]}" if seen[name] > 1 else name))
     return result
 
 
@@ -96,12 +99,14 @@ class _Names:
         """Values and nodes that kernels are named after."""
 
     def node_of(self, name: str) -> str | None:
-        if name in self.nodes:
-            return name
-        if name in self.values:
-            return self._maker(self.values[name])
+        """By the whole name, or by as much of its beginning as is that of a node or a value."""
         ends = [i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum()]
-        return next((name[:i] for i in ends if name[:i] in self.nodes), None)
+        for stem in (name, *(name[:i] for i in ends)):
+            if stem in self.nodes:
+                return stem
+            if stem in self.values:
+                return self._maker(self.values[stem])
+        return None
 
     def _maker(self, value: ir.Value) -> str:
         """The linear node behind a value, through what the runtime fuses with it; else the node that makes it."""

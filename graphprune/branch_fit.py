@@ -172,7 +172,7 @@ def _halves(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
 
 def _fit(parts: Sequence[Sequence[_Sums]], products: Sequence[CrossMoments] | None) -> Fit:
     """parts: sums over x, f and x + f of each half of the feeds; products: weighted second moments of the same."""
-    x, f, total = (reduce(add, halves) for halves in zip(*parts, strict=True))
+    _, f, total = (reduce(add, halves) for halves in zip(*parts, strict=True))
     if products is None:
         return Fit(f.mean, None, None, f.raw, f.centred, f.centred, total.centred)
     scale = f.n / f.weight
@@ -183,6 +183,5 @@ def _fit(parts: Sequence[Sequence[_Sums]], products: Sequence[CrossMoments] | No
     if not matrix.any():
         return Fit(f.mean, matrix, f.mean, f.raw, f.centred, f.centred, total.centred)
     xx, xy = reduce(add, folds).centred()
-    off = f.mean - matrix @ x.mean - shift
-    residual = f.centred - 2 * np.sum(matrix.T * xy) + np.sum((matrix @ xx) * matrix) + f.n * (off @ off)
+    residual = f.centred - 2 * np.sum(matrix.T * xy) + np.sum((matrix @ xx) * matrix)  # the shift takes the means
     return Fit(f.mean, matrix, shift, f.raw, f.centred, float(np.clip(residual, 0.0, f.centred)), total.centred)

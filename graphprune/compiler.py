@@ -16,13 +16,14 @@ import onnx_ir as ir
 from graphprune.align import align, find_free_bases
 from graphprune.backends.base import Backend
 from graphprune.context import Context
-from graphprune.cost import CostModel, measure_cost
+from graphprune.cost import CostModel, measure_prices
 from graphprune.divergence import Kind, Reference, outputs_of
 from graphprune.edit import shrink
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.feeds import Feed
 from graphprune.files import publish
 from graphprune.load import save_bytes
+from graphprune.nearness import sites_near
 from graphprune.oracles import TOLERANCE, Check, certify, compare
 from graphprune.plan import Plan
 from graphprune.prepare import (
@@ -38,7 +39,7 @@ from graphprune.refit import n_stages, refit
 from graphprune.report import Attempt, Report
 from graphprune.search import improve, measure_curves, probe_levels
 from graphprune.sites import Choice, Pass, Site
-from graphprune.solver import fastest_levels, solve
+from graphprune.solver import Problem, fastest_levels, solve
 from graphprune.summary import make_report
 from graphprune.target import Ratio, Target, Timing, speedup
 
@@ -48,10 +49,12 @@ _AIM = 1.02
 _WORTH = 1.01
 """A rewrite of the backend is taken where it is at least this much faster."""
 _ATTEMPTS = 7
-_CANDIDATES = 8
+_EVALUATIONS = 60
 _PRICING_SECONDS = 20.0
 _PRICING_SECONDS_PER_SITE = 0.3
 _EVALUATION_FEEDS = 20
+_LEAST_SAVING = 2e-4
+"""Of the dense time: a level that can save no more is not worth a look."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class Compiler:
         self.full = {s.name: s.full for s in self.sites}
         self.ordered = {s.name: s.ordered for s in self.sites}
         self.cost = self._price()
+        self.sites = self._worth_their_while()
+        self.levels = {s.name: s.levels for s in self.sites}
         self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
         self._reference = Reference(outputs_of(self.context.load(prepared.model), self._judged), self.kinds)
         with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
@@ -171,13 +176,16 @@ class Compiler:
                 step(max(0, round(100 * fraction) - done))
                 done = max(done, round(100 * fraction))
 
-            cost = measure_cost(
+            self.prices = measure_prices(
                 self.full,
                 self.levels,
                 self._build_for_price,
                 self.data.timing,
                 self.backend,
                 switches=[s.name for s in self.sites if not s.ordered],
+                replacing=[s.name for s in self.sites if s.replaces],
+                near=sites_near(self.context.model.graph, self.sites),
+                settle=self._settled,
                 seed=self.seed,
                 seconds=_PRICING_SECONDS + _PRICING_SECONDS_PER_SITE * len(self.sites),
                 progress=report,
@@ -185,7 +193,32 @@ class Compiler:
         with self._stage("compare"):
             models = [self.dense_bytes, self._build_for_price(self.full)]
             timings = self.backend.measure(models, self.data.timing, max_seconds=6.0)
-        return replace(cost, dense_ms=cost.dense_ms * speedup(*timings).value)
+        self._rewrites = speedup(*timings).value
+        return self._scaled(self.prices.model)
+
+    def _scaled(self, cost: CostModel) -> CostModel:
+        """Prices are of the canonical and lowered model; speed is promised over the model as it came."""
+        return replace(cost, dense_ms=cost.dense_ms * self._rewrites)
+
+    def _settled(self, levels: Mapping[str, int]) -> dict[str, int]:
+        """What the levels really amount to."""
+        settled = dict(levels)
+        for p in self.passes:
+            if settle := getattr(p, "settle", None):
+                settled |= settle(self.context, {s.name: settled[s.name] for s in self.proposed[p.name]})
+        return settled
+
+    def _worth_their_while(self) -> list[Site]:
+        """The sites without the alternatives and ranks that cannot save time, whatever is done elsewhere: a precision
+        that this processor is slower at, say. Nothing is spent on finding out what these would lose."""
+        problem, least = Problem(self.levels, self.cost), _LEAST_SAVING * self.cost.dense_ms
+        found = []
+        for site in self.sites:
+            saves = problem.most_saved(site.name) > least
+            kept = [i for i in range(len(site.levels)) if saves[i] or i == len(site.levels) - 1]
+            found.append(replace(site, levels=tuple(site.levels[i] for i in kept),
+                                 prior=tuple(site.prior[i] for i in kept)))  # fmt: skip
+        return found
 
     def _stage(self, name: str, total: int | None = None):
         return _timed(self.progress, name, total, self.seconds)
@@ -233,7 +266,8 @@ class Compiler:
         timings = self.backend.measure(
             [self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
         )
-        return Built(dict(levels), choices, data, cost.predict(levels).ms, (timings[0], timings[1]))
+        predicted = cost.predict(self._settled(levels)).ms
+        return Built(dict(levels), choices, data, predicted, (timings[0], timings[1]))
 
     def reach(self, target: Target) -> Result:
         """Compile for one target. Raises InfeasibleTarget with the largest factor reached.
@@ -247,15 +281,15 @@ class Compiler:
         beyond: list[Built] = []
         for i in range(_ATTEMPTS):
             wanted = self._wanted(target, cost.dense_ms)
-            n_candidates = {0: 0, 1: _CANDIDATES}.get(i, 2)
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), n_candidates)
+            n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), n_evaluations)
             with self._stage(f"measure {i + 1}"):
                 built = self.build(levels, cost)
             ratio = built.ratio.value
             wanted = self._wanted(target, built.timings[0].median_ms)
             attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self.progress.note(f"attempt {i + 1}: predicted {attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
-            cost = cost.correct(cost.dense_ms / ratio / built.predicted_ms)
+            cost = self._corrected(built)
             whole = all(levels[name] == full for name, full in self.full.items())
             if ratio < wanted and not reachable:
                 break
@@ -279,6 +313,14 @@ class Compiler:
             fix="lower the target, or allow more passes",
         )
 
+    def _corrected(self, built: Built) -> CostModel:
+        """Prices that know what was built: its kernels join the samples; what is then still off is taken off all."""
+        kernels = self.backend.profile(built.data, self.data.timing, repeats=9)
+        ms = self.cost.dense_ms / built.ratio.value
+        levels = self._settled(built.levels)
+        cost = self._scaled(self.prices.add(levels, kernels, ms))
+        return cost.correct(ms / cost.predict(levels).ms)
+
     def _holds(self, target: Target, result: Result, most: float = math.inf) -> bool:
         """Whether the finished model is at least as fast as asked, and at most `most` times that."""
         reached = result.report.reached
@@ -295,14 +337,14 @@ class Compiler:
             )
         return wanted
 
-    def _search(self, cost: CostModel, budget_ms: float, n_candidates: int) -> tuple[dict[str, int], bool]:
+    def _search(self, cost: CostModel, budget_ms: float, n_evaluations: int) -> tuple[dict[str, int], bool]:
         """Levels for a budget, and whether it is thought reachable; the fastest levels where it is not."""
         if cost.predict(self.full).ms <= budget_ms:  # exact rewrites alone are enough
             return dict(self.full), True
         try:
-            if not n_candidates:
+            if not n_evaluations:
                 return solve(self.levels, self.curves, cost, budget_ms, ordered=self.ordered), True
-            with self._stage("search", n_candidates + 1) as step:
+            with self._stage("search", n_evaluations) as step:
                 levels, _ = improve(
                     self.levels,
                     self.curves,
@@ -310,7 +352,7 @@ class Compiler:
                     budget_ms,
                     self.loss,
                     ordered=self.ordered,
-                    n_candidates=n_candidates,
+                    n_evaluations=n_evaluations,
                     seed=self.seed,
                     step=step,
                 )

@@ -41,13 +41,15 @@ class Sample:
 
 
 def fit(
-    samples: Sequence[Sample], levels: Mapping[str, Sequence[int]] | None = None, switches: Collection[str] = ()
-) -> tuple[tuple[Term, ...], float]:
+    samples: Sequence[Sample], levels: Mapping[str, Sequence[int]] | None = None, switches: Collection[str] = (),
+    near: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> tuple[tuple[Term, ...], float]:  # fmt: skip
     """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit.
 
-    levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes.
+    levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes. near:
+    see `cost_presence.presences`.
     """
-    aligned = _Aligned(samples, levels or {}, frozenset(switches))
+    aligned = _Aligned(samples, levels or {}, frozenset(switches), near)
     everything = np.arange(len(aligned.samples))
     aligned.settle(_terms(aligned, everything))
     return _terms(aligned, everything), _left_out_spread(aligned)
@@ -58,10 +60,11 @@ class _Aligned:
     (`present`), when that is so (`presences`), and the shape pattern of each kernel."""
 
     def __init__(
-        self, samples: Sequence[Sample], levels: Mapping[str, Sequence[int]], switches: frozenset[str]
-    ) -> None:
+        self, samples: Sequence[Sample], levels: Mapping[str, Sequence[int]], switches: frozenset[str],
+        near: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    ) -> None:  # fmt: skip
         runs = [{(k.name, k.op): k for k in s.kernels} for s in samples]
-        found = presences(runs, [s.counts for s in samples], levels, switches)
+        found = presences(runs, [s.counts for s in samples], levels, switches, near)
         self.names = [key.name for key in found]
         self.presences = list(found.values())
         self.ms = np.zeros((len(found), len(samples)))
@@ -170,7 +173,8 @@ def _to_wall(ms: np.ndarray, total_ms: np.ndarray) -> tuple[np.ndarray, np.ndarr
     sums, there = ms.sum(axis=0), ms > 0
     added = 0.0
     if len(sums) >= 8 and np.ptp(sums) > 0.2 * sums.max():
-        slope, intercept, *_ = theilslopes(total_ms, sums)
+        with np.errstate(invalid="ignore"):  # of the confidence interval, where samples are repeated
+            slope, intercept, *_ = theilslopes(total_ms, sums)
         n_kernels = max(float(there.sum(axis=0).mean()), 1.0)
         added = float(np.clip(-intercept / (slope * n_kernels), -_MOST_ADDED_MS, _MOST_ADDED_MS))
     cleaned = np.where(there, np.maximum(np.maximum(ms - added, 0.2 * ms), _LEAST_MS), 0.0)

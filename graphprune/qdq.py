@@ -6,6 +6,7 @@ chosen, and what the constants hold, is the quantise pass' affair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,11 +16,15 @@ import onnx_ir as ir
 from graphprune.edit import new_constant, stand_for, stands_for
 from graphprune.rounding import Rounded
 from graphprune.target import IntegerKernels
+from graphprune.views import find_bias
 
 _CONTRIB = "com.microsoft"
 _PER_CHANNEL = 13
 """The opset from which QuantizeLinear and DequantizeLinear know an axis; before it ONNX Runtime's own are used."""
-_ACTIVATIONS = ("Relu", "Clip")
+_BIAS_IS_OPTIONAL = 11
+"""The opset from which a Gemm may have no bias."""
+_MOST_BIAS = 2**30
+"""Of an 8-bit node, in steps: with what the inputs add it must stay below 2^31."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,22 @@ class Weight:
 
 
 def weight_of(node: ir.Node) -> Weight | None:
-    """The constant weight of a Conv, Gemm or MatMul; None where it has none of two axes (of more for Conv)."""
+    """The constant float32 weight of a Conv, Gemm or MatMul; None where it has none of two axes (of more for Conv), or
+    a bias that is no constant of one number per output."""
     w = node.inputs[1] if len(node.inputs) > 1 else None
     x = node.inputs[0]
     if w is None or x is None or not w.is_initializer() or x.is_initializer() or node.domain:
         return None
     array = w.const_value.numpy()
-    if array.dtype.kind != "f":
+    if array.dtype != np.float32:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not bias.is_initializer():
         return None
-    b = None if bias is None else bias.const_value.numpy().reshape(-1)
+    b = None if bias is None else bias.const_value.numpy()
+    if b is not None and b.size > 1 and b.shape[-1] != b.size:
+        return None  # one number per row
+    b = None if b is None else b.reshape(-1)
     if node.op_type == "Conv":
         return Weight(array.reshape(len(array), -1), b)
     if array.ndim != 2:
@@ -82,14 +91,18 @@ class Static:
     """Value -> the one whose range it shares: itself, unless a carrier only moved it."""
 
     @classmethod
-    def of(cls, model: ir.Model, linear: Iterable[ir.Node], followers: Iterable[ir.Node], kernels: IntegerKernels):
-        """Settle what the choice of some linear nodes and followers means for the values between them."""
-        found = cls(model, set(linear) | set(followers))
+    def of(
+        cls, model: ir.Model, linear: Iterable[ir.Node], followers: Iterable[ir.Node], kernels: IntegerKernels,
+        others: Iterable[ir.Node] = (),
+    ) -> Static:  # fmt: skip
+        """Settle what the choice of some linear nodes and followers means for the values between them. others: nodes
+        that are written in another way."""
+        found, others = cls(model, set(linear) | set(followers)), set(others)
         while True:
             giving = [n for n in model.graph if n.op_type == "Conv" or n.op_type in kernels.followers]
             found.outputs = {n: _behind_activation(n) for n in giving if n in found.nodes}
             found._carry(kernels)
-            between = [n for n in model.graph if n not in found.nodes and found._is_between(n, kernels)]
+            between = [n for n in model.graph if n not in others and found._is_between(n, kernels)]
             if not between:
                 break
             found.nodes |= set(between)
@@ -106,11 +119,26 @@ class Static:
         return found
 
     def _is_between(self, node: ir.Node, kernels: IntegerKernels) -> bool:
-        """A convolution that takes and gives 8-bit values anyway: runtimes then round its weight, asked or not."""
-        if node.op_type != "Conv" or "static" not in kernels.linear.get("Conv", ()) or weight_of(node) is None:
+        """A convolution or Gemm not chosen that takes and gives 8-bit values anyway, if only through carriers: runtimes
+        then round its weight, asked or not."""
+        able = "static" in kernels.linear.get(node.op_type, ())
+        if not able or node in self.nodes or weight_of(node) is None:
             return False
-        made = any(v is node.inputs[0] for v in self.outputs.values())
-        return made and any(use.node in self.nodes for use in _behind_activation(node).uses())
+        if node.op_type == "MatMul" and not _becomes_gemm(node):
+            return False
+        x, made = node.inputs[0], {id(v) for v in self.outputs.values()}
+        while id(x) not in made and x.producer() is not None and _is_carrier(x.producer(), kernels):
+            x = x.producer().inputs[0]
+        return id(x) in made and self._is_taken(_behind_activation(_bias_behind(node) or node), kernels)
+
+    def _is_taken(self, value: ir.Value, kernels: IntegerKernels) -> bool:
+        """Whether the value is wanted in 8 bits and no other form."""
+        uses = list(value.uses())
+        if value.is_graph_output() or not uses:
+            return False
+        if len(uses) == 1 and _is_carrier(uses[0].node, kernels):
+            return self._is_taken(uses[0].node.outputs[0], kernels)
+        return all(use.node in self.nodes for use in uses)
 
     def _carry(self, kernels: IntegerKernels) -> None:
         """Carriers between a node that gives 8-bit values and one that takes them."""
@@ -119,8 +147,7 @@ class Static:
         self.outputs = {n: v for n, v in self.outputs.items() if n in self.nodes}
         carried: list[ir.Node] = []
         for node in self.model.graph:
-            carries = node.op_type in kernels.carriers and not node.domain and len(node.outputs) == 1
-            if carries and node not in self.nodes and id(node.inputs[0]) in made:
+            if _is_carrier(node, kernels) and node not in self.nodes and id(node.inputs[0]) in made:
                 carried.append(node)
                 made.add(id(node.outputs[0]))
         for node in reversed(carried):
@@ -138,15 +165,61 @@ def _data(node: ir.Node, kernels: IntegerKernels) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None and not v.is_initializer()]
 
 
+def _is_carrier(node: ir.Node, kernels: IntegerKernels) -> bool:
+    return node.op_type in kernels.carriers and not node.domain and len(node.outputs) == 1
+
+
+def _is_matrix_product(node: ir.Node) -> bool:
+    """Whether both factors have two axes."""
+    shapes = [v.shape for v in (node.inputs[0], node.outputs[0]) if v.shape is not None]
+    return bool(shapes) and shapes[0].rank() == 2
+
+
+def _bias_behind(node: ir.Node) -> ir.Node | None:
+    """The Add behind a MatMul that does nothing else than add a constant to each output."""
+    if node.op_type != "MatMul":
+        return None
+    place, y = find_bias(node, len(weight_of(node).matrix)), node.outputs[0]
+    if place.node is None:
+        return None
+    rank = len(place.node.inputs[place.operand].const_value.shape)
+    return place.node if rank <= (1 if y.shape is None else y.shape.rank()) else None
+
+
+def _becomes_gemm(node: ir.Node) -> bool:
+    """Whether ONNX Runtime makes a Gemm of a MatMul and what is added behind it, before it looks for 8 bits: of two
+    matrices
+    it does, of more axes, with reshapes around it, where all sizes are known."""
+    x = node.inputs[0].shape
+    return _is_matrix_product(node) or (_bias_behind(node) is not None and x is not None and x.is_static())
+
+
 def _behind_activation(node: ir.Node) -> ir.Value:
     """The node's output, or that of the only node behind it where this clips, as rounding to a range does anyway."""
     y = node.outputs[0]
     uses = list(y.uses())
-    if len(uses) == 1 and not y.is_graph_output() and uses[0].node.op_type in _ACTIVATIONS and uses[0].idx == 0:
+    if len(uses) == 1 and not y.is_graph_output() and uses[0].idx == 0:
         act = uses[0].node
-        if all(v is None or v.is_initializer() for v in act.inputs[1:]):
+        limits = limits_of(act.outputs[0])
+        if limits is not None and limits[0] <= 0 <= limits[1]:  # zero is on every grid
             return act.outputs[0]
     return y
+
+
+def limits_of(value: ir.Value) -> tuple[float, float] | None:
+    """What the Relu or Clip that makes a value clips it to; None where none does, or where the limits are computed."""
+    act = value.producer()
+    if act is None or act.domain or act.op_type not in ("Relu", "Clip"):
+        return None
+    if act.op_type == "Relu":
+        return 0.0, math.inf
+    limits = [_number(act, "min", -math.inf), _number(act, "max", math.inf)]
+    for i, v in enumerate(act.inputs[1:]):
+        if v is not None:
+            if not v.is_initializer():
+                return None
+            limits[i] = float(v.const_value.numpy())
+    return limits[0], limits[1]
 
 
 class Writer:
@@ -155,7 +228,8 @@ class Writer:
 
     def __init__(self, model: ir.Model, ranges: Mapping[str, tuple[np.float32, int]]) -> None:
         self.model, self.graph, self.ranges = model, model.graph, ranges
-        self.domain = "" if model.opset_imports.get("", 1) >= _PER_CHANNEL else _CONTRIB
+        self.opset = model.opset_imports.get("", 1)
+        self.domain = "" if self.opset >= _PER_CHANNEL else _CONTRIB
         self._dynamic: dict[ir.Value, ir.Node] = {}
 
     def static(self, plan: Static, rounded: Mapping[str, Rounded], kernels: IntegerKernels):
@@ -208,18 +282,63 @@ class Writer:
         return self._node("DequantizeLinear", [q, *scale], name, value.dtype or ir.DataType.FLOAT, value.shape, {})
 
     def _static_weight(self, node: ir.Node, rounded: Rounded, x_scale: np.ndarray) -> None:
-        weight, scale = weight_of(node), rounded.scale
+        add = _bias_behind(node)
+        if node.op_type == "MatMul" and _is_matrix_product(node):
+            self._as_gemm(node, add)
+        elif add is not None:
+            self._integer_product(node, add, rounded)
+            return
+        weight, whole, scale = weight_of(node), rounded.q, np.asarray(rounded.scale, np.float64)
+        if weight.bias is not None:  # where weights are next to nothing, a bias would be beyond 32 bits in their steps
+            coarser = np.maximum(np.abs(weight.bias) / (scale * float(x_scale)) / _MOST_BIAS, 1)
+            scale, whole = scale * coarser, np.rint(whole / coarser[:, None]).astype(np.int8)
+        scale = scale.astype(np.float32)
         axis = _output_axis(node)
-        q = rounded.q.reshape(tuple(node.inputs[1].const_value.shape)) if node.op_type == "Conv" else rounded.q
+        q = whole.reshape(tuple(node.inputs[1].const_value.shape)) if node.op_type == "Conv" else whole
         if axis:
             q = q.T
         for attribute in ("alpha", "beta"):
             node.attributes.pop(attribute, None)  # they are in the rounded weight and the bias
         self._put(node, 1, self._constant_pair(f"{node.name}.weight", np.ascontiguousarray(q), scale, axis))
         if weight.bias is not None:
-            step = np.asarray(scale, np.float64) * float(x_scale)
-            whole = np.clip(np.rint(weight.bias / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-            self._put(node, 2, self._constant_pair(f"{node.name}.bias", whole, step.astype(np.float32), 0))
+            step = scale.astype(np.float64) * float(x_scale)
+            steps = np.rint(weight.bias / step).astype(np.int32)
+            self._put(node, 2, self._constant_pair(f"{node.name}.bias", steps, step.astype(np.float32), 0))
+
+    def _as_gemm(self, node: ir.Node, add: ir.Node | None) -> None:
+        """Make a product of two matrices and the constant added to it the one node that runtimes make of them."""
+        node.op_type = "Gemm"
+        if add is not None:
+            bias = self._taken_in(node.name, add)
+            self._take_over(add, node.outputs[0])
+        elif self.opset < _BIAS_IS_OPTIONAL:
+            bias = new_constant(self.graph, f"{node.name}.bias", np.zeros(len(weight_of(node).matrix), np.float32))
+        else:
+            return
+        node.resize_inputs(3)
+        node.replace_input_with(2, bias)
+
+    def _integer_product(self, node: ir.Node, add: ir.Node, rounded: Rounded) -> None:
+        """The kernel itself that runtimes make of a dequantised product: with what is added to it, and all sizes known,
+        they would make a Gemm in floating point."""
+        back, y, name = node.inputs[0].producer(), node.outputs[0], node.name
+        xq, x_scale, x_zero = back.inputs
+        q, scale = np.ascontiguousarray(rounded.q.T), np.asarray(rounded.scale, np.float32)
+        operands = [xq, new_constant(self.graph, f"{name}.weight.q", q), x_scale,
+                    new_constant(self.graph, f"{name}.weight.scale", scale), x_zero,
+                    new_constant(self.graph, f"{name}.weight.zero", np.zeros(len(scale), np.int8)),
+                    self._taken_in(name, add)]  # fmt: skip
+        product = self._node("MatMulIntegerToFloat", operands, name, y.dtype, y.shape, {}, f"{y.name}.product",
+                             _CONTRIB)  # fmt: skip
+        stand_for(product, stands_for(node))
+        self._replace(node, product, None)
+        self._take_over(add, product.outputs[0])
+        self.graph.remove(back, safe=True)
+
+    def _taken_in(self, name: str, add: ir.Node) -> ir.Value:
+        """The constant that `add` adds, as the bias [out] of a node."""
+        bias = next(v for v in add.inputs if v.is_initializer())
+        return new_constant(self.graph, f"{name}.bias", bias.const_value.numpy().reshape(-1))
 
     def _put(self, node: ir.Node, operand: int, made: ir.Node) -> None:
         """Give an operand another maker; what it was goes where nobody else needs it."""
@@ -246,27 +365,31 @@ class Writer:
         self._take_over(node, last.outputs[0])
 
     def _take_over(self, node: ir.Node, value: ir.Value) -> None:
-        y = node.outputs[0]
+        """Remove a node, `value` being what its output was, under its name."""
+        y, operands = node.outputs[0], list(node.inputs)
         for i, out in enumerate(self.graph.outputs):
             if out is y:
                 self.graph.outputs[i] = value
         y.replace_all_uses_with(value)
         name = y.name
         self.graph.remove(node, safe=True)
-        value.name = name
+        value.name, value.shape = name, y.shape
+        for v in operands:
+            self._drop(v)
 
     def dynamic(self, node: ir.Node, rounded: Rounded) -> None:
         """y = x W with x rounded to the range it has at the time, W in 8 bits."""
         q, scale = np.ascontiguousarray(rounded.q.T), rounded.scale
         weight, x, y, name = weight_of(node), node.inputs[0], node.outputs[0], node.name
-        if x not in self._dynamic:
+        source = _source(x)
+        if source not in self._dynamic:
             made = ir.node("DynamicQuantizeLinear", [x], name=f"{x.name}.range", num_outputs=3)
             for value, what, dtype in zip(made.outputs, ("q", "scale", "zero"),
                                           (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8), strict=True):
                 value.name, value.type = f"{x.name}.dynamic.{what}", ir.TensorType(dtype)
             self._insert_behind(x, made)
-            self._dynamic[x] = made
-        xq, xs, xz = self._dynamic[x].outputs
+            self._dynamic[source] = made
+        xq, xs, xz = self._dynamic[source].outputs
         w = new_constant(self.graph, f"{name}.weight.q", q)
         zero = new_constant(self.graph, f"{name}.weight.zero", np.zeros(len(scale), np.int8))
         s = new_constant(self.graph, f"{name}.weight.scale", np.asarray(scale, np.float32))
@@ -278,7 +401,7 @@ class Writer:
             stand_for(step, stands_for(node))
             self.graph.insert_before(node, step)
         product = self._node("Mul", [cast.outputs[0], both.outputs[0]], f"{name}.scaled", y.dtype, y.shape, {})
-        self._finish(node, product, weight)
+        self._replace(node, product, weight.bias)
 
     def packed(self, node: ir.Node, packed: np.ndarray, scale: np.ndarray, bits: int, block: int) -> None:
         """y = x W with W stored in blocks of few bits (MatMulNBits)."""
@@ -289,13 +412,7 @@ class Writer:
         attributes = {"K": inputs, "N": out, "bits": bits, "block_size": block, "accuracy_level": 4}
         product = self._node("MatMulNBits", operands, name, y.dtype, y.shape, attributes, f"{y.name}.product", _CONTRIB)
         stand_for(product, stands_for(node))
-        self._finish(node, product, weight)
-
-    def _finish(self, node: ir.Node, product: ir.Node, weight: Weight) -> None:
-        old = [v for v in node.inputs[1:] if v is not None]
         self._replace(node, product, weight.bias)
-        for v in old:
-            self._drop(v)
 
     def _insert_behind(self, value: ir.Value, node: ir.Node) -> None:
         """Put a node where `value` is known."""
@@ -319,3 +436,9 @@ class Writer:
         y.type = ir.TensorType(dtype) if dtype is not None else None
         return made
 
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value itself, or the 8-bit one that it is a form of, which every reader dequantises for itself."""
+    made_by = value.producer()
+    return made_by.inputs[0] if made_by is not None and made_by.op_type == "DequantizeLinear" else value

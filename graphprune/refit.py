@@ -222,28 +222,29 @@ def _narrower(context: Context, node: ir.Node) -> bool:
 def _rewired(context: Context, node: ir.Node) -> bool:
     """Whether the node reads or makes other values than in the dense model. Constants count by their size, not name."""
     old = context.nodes[node.name]
-    tables = context.analysis.types.selections
-
-    def name(value: ir.Value | None) -> str | None:
-        if value is None or value.is_initializer():
-            return None
-        maker = value.producer()
-        if maker is not None and maker.name in tables:  # a selection of everything is taken out
-            return name(maker.inputs[0])
-        return value.name
-
     return any(
-        [name(v) for v in now] != [name(v) for v in before]
+        [_name(context, v) for v in now] != [_name(context, v) for v in before]
         for now, before in ((node.inputs[: len(old.inputs)], old.inputs), (node.outputs, old.outputs))
     )
 
 
+def _name(context: Context, value: ir.Value | None) -> str | None:
+    """What a value is called, constants aside; a selection from a shared table like the table, as it may be taken out
+    where it selects everything."""
+    if value is None or value.is_initializer():
+        return None
+    maker = value.producer()
+    if maker is not None and maker.name in context.analysis.types.selections:
+        return _name(context, maker.inputs[0])
+    return value.name
+
+
 def _reads_other(context: Context, node: ir.Node, reader: Reader) -> bool:
-    """Whether the layer reads fewer channels than it did, or stands in another's place."""
-    if node.name not in context.nodes:
+    """Whether the layer reads fewer channels than it did or another value, or stands in another's place."""
+    old = context.nodes.get(node.name)
+    if old is None or _name(context, node.inputs[0]) != _name(context, old.inputs[0]):
         return True
-    old = context.nodes[node.name].inputs[1].const_value.shape
-    return node.inputs[1].const_value.shape[reader.contracted] != old[reader.contracted]
+    return node.inputs[1].const_value.shape[reader.contracted] != old.inputs[1].const_value.shape[reader.contracted]
 
 
 def _aims_elsewhere(context: Context, layer: Layer) -> bool:

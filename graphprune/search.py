@@ -19,7 +19,10 @@ Levels = Mapping[str, int]
 Evaluate = Callable[[Levels], float]
 """Output divergence of the model built at these levels."""
 
-_NOISE = 0.35
+_NOISE = 0.5
+_FEWEST = 8
+"""Evaluations that are kept for candidates rather than corrections."""
+_MOST_CORRECTION = 2.0
 
 
 def probe_levels(site: Site) -> list[int]:
@@ -67,30 +70,62 @@ def measure_curves(sites: Sequence[Site], evaluate: Evaluate, step: Callable[[],
 
 def improve(
     levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray], cost: CostModel, budget_ms: float,
-    evaluate: Evaluate, *, n_candidates: int, seed: int, step: Callable[[], None],
+    evaluate: Evaluate, *, n_evaluations: int, seed: int, step: Callable[[], None],
     ordered: Mapping[str, bool] | None = None,
 ) -> tuple[dict[str, int], float]:  # fmt: skip
-    """The best of the solver's answer and `n_candidates` answers near it, by measured divergence.
+    """The best of the solver's answer and of others near it, by measured divergence, from `n_evaluations` built models.
 
-    A candidate is the solver's answer for loss curves weighted at random around those that gave the best so far, so
-    every one holds the time budget. Deterministic for a seed.
+    Losses do not add up, so they are measured again where the solver went: what the output gains if one site alone is
+    left whole there. The curves, so corrected, are solved anew; where that does not help they are shaken at random.
+    Every candidate holds the time budget. Deterministic for a seed. step is called n_evaluations times.
     """
     rng = np.random.default_rng(seed)
     problem = Problem(levels, cost, ordered=ordered)
-    best = problem.solve(curves, budget_ms)
-    best_loss, centre = evaluate(best), dict.fromkeys(levels, 0.0)
-    step()
-    seen = {tuple(best.values())}
-    for i in range(n_candidates):
-        noise = _NOISE * (1.0 if i % 2 else 2.0)
-        tried = {s: w + noise * float(rng.standard_normal()) for s, w in centre.items()}
-        weighted = {s: np.exp(tried[s]) * np.asarray(curves[s]) for s in levels}
-        candidate = problem.solve(weighted, budget_ms)
+    left = n_evaluations
+
+    def spend(candidate: Levels) -> float:
+        nonlocal left
+        left -= 1
         step()
+        return evaluate(candidate)
+
+    best = problem.solve(curves, budget_ms)
+    if not n_evaluations:
+        return best, evaluate(best)
+    best_loss = spend(best)
+    centre = dict.fromkeys(levels, 0.0)  # logarithms of what the curves are multiplied by
+    seen = {tuple(best.values())}
+    tried_here = False
+    while left > 0:
+        if not tried_here and left > _FEWEST:
+            measured = _corrections(best, best_loss, levels, curves, spend, left - _FEWEST // 2)
+            weights = {s: measured.get(s, centre[s]) for s in levels}
+        else:
+            weights = {s: w + _NOISE * float(rng.standard_normal()) for s, w in centre.items()}
+        tried_here = True
+        weighted = {s: np.exp(weights[s]) * np.asarray(curves[s]) for s in levels}
+        candidate = problem.solve(weighted, budget_ms)
         if tuple(candidate.values()) in seen:
+            left -= 1
+            step()
             continue
         seen.add(tuple(candidate.values()))
-        loss = evaluate(candidate)
+        loss = spend(candidate)
         if loss < best_loss:
-            best, best_loss, centre = candidate, loss, tried
+            best, best_loss, centre, tried_here = candidate, loss, weights, False
     return best, best_loss
+
+
+def _corrections(
+    at: Levels, loss: float, levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray],
+    spend: Evaluate, most: int,
+) -> dict[str, float]:  # fmt: skip
+    """For the sites that were expected to lose most at these levels, `most` of them at most: the logarithm of what each
+    really loses there over what was expected."""
+    expected = {s: float(curves[s][list(levels[s]).index(k)]) for s, k in at.items() if k != levels[s][-1]}
+    found = {}
+    for s in sorted(expected, key=lambda s: (-expected[s], s))[:most]:
+        gain = loss - spend({**at, s: levels[s][-1]})
+        floor = max(expected[s], 1e-3 * loss, 1e-12)
+        found[s] = float(np.clip(np.log(max(gain, 1e-12) / floor), -_MOST_CORRECTION, _MOST_CORRECTION))
+    return found

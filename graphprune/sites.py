@@ -23,7 +23,9 @@ class Site:
     what prices are fitted on. ordered: whether levels are sizes (a width, a rank), so that times and losses may be
     interpolated between them; else they are numbers of alternatives (drop or keep, the precisions of a node), and every
     one is measured. prior: estimated relative output error of the site's own readers at each level, 0 at the last.
-    about: words for people; labels: the same for each alternative. members: nodes concerned.
+    about: words for people; labels: the same for each alternative. members: nodes concerned. replaces: whether nodes
+    go or others take their place at any level but the last; when prices are measured such sites are mostly left whole,
+    or little would be seen of the nodes themselves.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Site:
     members: tuple[str, ...] = field(default=())
     ordered: bool = True
     labels: Mapping[int, str] = field(default_factory=dict)
+    replaces: bool = False
 
     @property
     def full(self) -> int:
@@ -50,6 +53,10 @@ class Pass(Protocol):
     canonical model, and pass over what an earlier pass has taken away. A node that takes the place of another says so
     (`edit.stands_for`). Between the passes that leave weights free and those that round them (an attribute
     `rounds = True`; they come last) all linear layers are refitted.
+
+    A pass may also have `settle(context, levels) -> levels`: what some levels really amount to, where choices for some
+    sites decide others; and one that rounds `finish(context, model, choices) -> model`: `apply` with the best weights,
+    for the refitted model, where that takes longer than is good for a candidate.
     """
 
     name: str

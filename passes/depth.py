@@ -58,7 +58,7 @@ class Depth:
             sites.append(
                 Site(
                     f"branch {branch.exit}", (*by, 2), (*prior, 0.0), "residual branch", branch.nodes,
-                    ordered=False, labels={level: _LABELS[level] for level in (*by, 2)},
+                    ordered=False, labels={level: _LABELS[level] for level in (*by, 2)}, replaces=True,
                 )
             )  # fmt: skip
         return sites
@@ -74,16 +74,15 @@ class Depth:
     def apply(
         self, context: Context, model: ir.Model, choices: Mapping[str, Choice], solve: bool = True
     ) -> ir.Model:
-        """Front to back, so that the constants of branches dropped in a row move up together. A branch within one that
-        goes too is passed over."""
+        """Front to back, so that the constants of branches dropped in a row move up together. What is done to a branch
+        within one that goes, too, goes with it."""
         copy = model.clone()
         by = {choice["branch"]: choice["by"] for choice in choices.values()}
         chosen = [b for b in self._found(context) if b.exit in by]
-        gone = {name for b in chosen for name in b.nodes}
         nodes = {node.name: node for node in copy.graph}
         fits = self._fitted(context) if solve and set(by.values()) - {"nothing"} else {}
         for branch in chosen:
-            if branch.exit in nodes and branch.exit not in gone:
+            if branch.exit in nodes:  # another pass may have taken it
                 _replace(nodes[branch.exit], branch, by[branch.exit], fits.get(branch.exit))
         return copy
 

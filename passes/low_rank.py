@@ -91,6 +91,7 @@ class LowRank:
             f"rank of {len(layer.weight)} x {layer.weight[0].size}, {form}",
             (layer.node.name,),
             labels={r: f"rank {r}" for r in levels[:-1]} | {levels[-1]: "whole"},
+            replaces=True,
         )
 
     def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:

@@ -12,7 +12,7 @@ the error of each made up for by the others (see `rounding`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from graphprune.calibrate import moments
 from graphprune.context import Context
 from graphprune.edit import stands_for
-from graphprune.qdq import Static, Writer, weight_of
+from graphprune.qdq import Static, Writer, limits_of, weight_of
 from graphprune.ranges import Histogram, affine, interval
 from graphprune.rounding import Rounded, compensated, pack_blocks, round_to_nearest
 from graphprune.sites import Choice, Site
@@ -31,6 +31,8 @@ PRECISIONS = ("int4 weights", "int8 weights", "static", "dynamic")
 """Level -> what it means; the level after the last leaves a node as it is."""
 FLOAT = len(PRECISIONS)
 _BITS = {"int4 weights": 4, "int8 weights": 8, "static": 8, "dynamic": 8}
+_SINCE = {"static": 10, "dynamic": 11}
+"""Precision -> the opset from which there are operators for it."""
 _BLOCK = 64
 _PREFIX = "precision "
 _RANGE_FEEDS = 64
@@ -61,6 +63,15 @@ class Quantise:
         return Site(f"{_PREFIX}{node.name}", (*levels, FLOAT), (*prior, 0.0), f"precision, {about}", (node.name,),
                     False, labels)  # fmt: skip
 
+    def settle(self, context: Context, levels: Mapping[str, int]) -> dict[str, int]:
+        """The levels that these amount to: what takes and gives 8-bit values anyway is rounded by the runtime."""
+        static = PRECISIONS.index("static")
+        nodes = [context.nodes[name.removeprefix(_PREFIX)] for name, k in levels.items() if k == static]
+        plan = Static.of(context.model, [n for n in nodes if n.op_type in context.integer.linear],
+                         [n for n in nodes if n.op_type not in context.integer.linear], context.integer)  # fmt: skip
+        rounded = {f"{_PREFIX}{n.name}": static for n in plan.nodes}
+        return {name: rounded.get(name, k) for name, k in levels.items()}
+
     def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:
         return {name: {"to": PRECISIONS[k]} for name, k in levels.items() if k < FLOAT}
 
@@ -82,7 +93,9 @@ class Quantise:
         if self._ranges is None:
             linear = [node for node, _ in _linear(context)]
             static = Static.of(context.model, linear, _followers(context), context.integer)
-            self._ranges = _ranges(context, context.model, static, _RANGE_FEEDS)
+            # what is carried has a range of its own wherever a choice of nodes leaves the carrier out
+            values = {*static.quantised, *static.quantised.values()}
+            self._ranges = _ranges(context, context.model, values, _RANGE_FEEDS)
         return self._ranges
 
     def _written(
@@ -94,9 +107,10 @@ class Quantise:
         linear = {n: to[stands_for(n)] for n in copy.graph
                   if stands_for(n) in to and n.op_type in context.integer.linear and weight_of(n)}  # fmt: skip
         followers = [n for n in copy.graph if n.op_type in context.integer.followers and to.get(n.name) == "static"]
-        static = Static.of(copy, [n for n, p in linear.items() if p == "static"], followers, context.integer)
+        others = [n for n, p in linear.items() if p != "static"]
+        static = Static.of(copy, linear.keys() - set(others), followers, context.integer, others)
         if ranges is None:
-            ranges = _ranges(context, model, static, n_feeds)
+            ranges = _ranges(context, model, set(static.quantised.values()), n_feeds)
         linear |= {n: "static" for n in static.nodes if n.op_type in context.integer.linear}
         rounded = self._rounded(context, model, linear, best)
         writer = Writer(copy, ranges)
@@ -139,9 +153,9 @@ def _noise(bits: int) -> float:
 
 def _linear(context: Context) -> list[tuple[ir.Node, tuple[str, ...]]]:
     """Linear nodes of the canonical model that the backend can compute with few bits, and how."""
-    found = []
+    found, opset = [], context.model.opset_imports.get("", 1)
     for node in context.model.graph:
-        precisions = context.integer.linear.get(node.op_type, ())
+        precisions = tuple(p for p in context.integer.linear.get(node.op_type, ()) if opset >= _SINCE.get(p, 1))
         if precisions and not node.domain and weight_of(node) is not None:
             found.append((node, precisions))
     return found
@@ -173,9 +187,10 @@ def _view(node: ir.Node) -> View | None:
     return None if reader is None else view_of(reader, node, node.inputs[1])
 
 
-def _ranges(context: Context, model: ir.Model, static: Static, n_feeds: int) -> Ranges:
-    """Scale and zero point of every 8-bit value, from its histogram over calibration feeds."""
-    names = sorted({like.name for like in static.quantised.values()})
+def _ranges(context: Context, model: ir.Model, values: Collection[ir.Value], n_feeds: int) -> Ranges:
+    """Scale and zero point of 8-bit values, from their histograms over calibration feeds."""
+    limits = {v.name: limits_of(v) for v in values}
+    names = sorted(limits)
     inside = sorted(set(names) - {v.name for v in model.graph.inputs})
     if not names or not context.feeds:
         return {}
@@ -183,7 +198,26 @@ def _ranges(context: Context, model: ir.Model, static: Static, n_feeds: int) -> 
     histograms = {name: Histogram() for name in names}
     stride = max(1, len(context.feeds) // n_feeds)
     for feed in context.feeds[::stride]:
-        values = {**feed, **run(feed)}
+        found = {**feed, **run(feed)}
         for name in names:
-            histograms[name].add(values[name])
-    return {name: affine(*interval(h, "mse"), np.uint8) for name, h in histograms.items()}
+            histograms[name].add(found[name])
+    return {name: _within(*affine(*interval(h, "mse"), np.uint8), limits[name]) for name, h in histograms.items()}
+
+
+def _within(scale: np.ndarray, zero: np.ndarray, limits: tuple[float, float] | None) -> tuple[np.float32, int]:
+    """The grid, made as much finer as it must be to end within the limits of a clip: only where nothing on the grid
+    would be clipped does a runtime leave the clip out and compute in 8 bits what is before it."""
+    scale, zero = np.float32(scale), int(zero)
+    if limits is None or limits[0] > 0 or limits[1] < 0:
+        return scale, zero
+
+    def fitting(zero: int) -> np.float32:
+        ends = [(-limits[0], zero), (limits[1], 255 - zero)]
+        finest = np.float32(min([float(scale), *(end / steps for end, steps in ends if steps)]))
+        while any(finest * np.float32(steps) > end for end, steps in ends):
+            finest = np.nextafter(finest, np.float32(0))
+        return finest
+
+    tried = {z: fitting(z) for z in (zero, zero - 1, zero + 1) if 0 <= z <= 255}
+    best = max(tried, key=tried.get)
+    return (tried[best], best) if tried[best] > 0 else (scale, zero)

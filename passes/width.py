@@ -21,7 +21,7 @@ from graphprune.groups import Group, columns, unit_columns
 from graphprune.keeps import Keeps, Ragged, coordinates, kept, narrowed, positions
 from graphprune.scores import Reader, Sweep, output_energy, rank
 from graphprune.sites import Choice, Site
-from graphprune.views import View, bias_of, find_bias, put_bias, put_weight
+from graphprune.views import View, find_bias, put_bias, put_weight
 
 _MOST_LEVELS = 24
 
@@ -164,15 +164,15 @@ class Width:
         nodes = {node.name: node for node in model.graph}
         tensors: dict[str, np.ndarray] = {}
         for view in self._readers(context, keeps, nodes):
-            weight, bias = self._solution(context, view, keeps)
+            weight, shift = self._solution(context, view, keeps)
             axes = context.analysis.types.axes[view.reader.w]
             rows = kept(axes[view.reader.produced], keeps)
             node = nodes[view.reader.node]
             tensors[node.inputs[1].name] = np.take(weight, rows, axis=view.reader.produced)
             place = find_bias(node, len(rows))
-            if bias is not None and place.node is not None:
-                value = place.node.inputs[place.operand]
-                tensors[value.name] = bias[rows].reshape(tuple(value.const_value.shape))
+            if shift is not None and place.node is not None:
+                value = place.node.inputs[place.operand]  # may hold the mean of a dropped branch already
+                tensors[value.name] = value.const_value.numpy() + shift[rows].reshape(tuple(value.const_value.shape))
         return tensors
 
     def _readers(self, context: Context, keeps: Mapping, nodes: Mapping[str, ir.Node]) -> list[View]:
@@ -193,11 +193,11 @@ class Width:
         return int(shape[view.reader.produced])
 
     def _solution(self, context: Context, view: View, keeps: Mapping) -> tuple[np.ndarray, np.ndarray | None]:
-        """Least-squares weight (all outputs, kept inputs) and bias of one reader; kept for the next plan that asks."""
+        """Least-squares weight (all outputs, kept inputs) of one reader and what its bias changes by; kept for the next
+        plan that asks."""
         inputs = self._inputs(context, view, keeps)
         key = (view.reader.node, inputs.tobytes())
         if key not in self._solved:
-            node = context.nodes[view.reader.node]
             weight = context.model.graph.initializers[view.reader.w].const_value.numpy()
             cols = (inputs[:, :, None] * view.taps + np.arange(view.taps)).reshape(view.banks, -1)
             solved = [
@@ -205,12 +205,7 @@ class Width:
                 for matrix, moments, own in zip(view.matrices(weight), context.moments[view.key()], cols, strict=True)
             ]
             new = view.weight([w for w, _ in solved], weight, inputs.shape[1])
-            bias = None
-            if view.centred:
-                old = bias_of(node, self._outputs(view, weight.shape))
-                shift = np.concatenate([b for _, b in solved])
-                bias = shift if old is None else old + shift
-            self._solved[key] = (new, bias)
+            self._solved[key] = (new, np.concatenate([b for _, b in solved]) if view.centred else None)
         return self._solved[key]
 
     @staticmethod

@@ -76,5 +76,5 @@ def keep_steady_time(monkeypatch: pytest.MonkeyPatch) -> Steady:
     monkeypatch.setattr(graphprune.driver, "open_backend",
                         lambda device, threads=1: clock if device == "host" else open_backend(device, threads))
     monkeypatch.setattr(graphprune.compiler, "_PRICING_SECONDS", 0.0)
-    monkeypatch.setattr(graphprune.compiler, "_CANDIDATES", 2)
+    monkeypatch.setattr(graphprune.compiler, "_EVALUATIONS", 6)
     return clock

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.cost import CostModel, Factor, Monomial, Term
+from graphprune.cost_model import Presence
 from graphprune.errors import InfeasibleTarget
 from graphprune.search import curve, improve, measure_curves, probe_levels
 from graphprune.sites import Site
-from graphprune.solver import fastest_levels, solve
+from graphprune.solver import Problem, fastest_levels, solve
 
 laws = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 SITES = "abcd"
@@ -154,6 +155,143 @@ def test_out_of_reach_says_the_most_there_is() -> None:
     assert error.value.best == pytest.approx(10 / 9.5) and error.value.exit_code == 4
 
 
+# Alternatives, kernels that come and go, terms over many sites
+
+SLIGHT = 0.03
+"""Of the dense time: what simplifying the terms that hardly matter may cost all in all."""
+
+
+@st.composite
+def joint_instances(draw, most_levels: int = 4):
+    """Sizes and alternatives in any order; kernels that are there by rules over up to four sites, or cost by products
+    of widths; losses of alternatives in no order. Levels, losses, cost, and which sites are sizes."""
+    sites = draw(st.permutations(list(SITES)))[: draw(st.integers(2, 4))]
+    ordered = {s: draw(st.booleans()) for s in sites}
+    levels = {s: tuple(sorted(draw(st.sets(st.integers(0 if not ordered[s] else 1, 32), min_size=2,
+                                           max_size=most_levels)))) for s in sites}  # fmt: skip
+    losses = {}
+    for s in sites:
+        n = len(levels[s]) - 1
+        drawn = draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
+        losses[s] = np.array([*(np.cumsum(drawn)[::-1] if ordered[s] else drawn), 0.0])
+
+    def condition(site: str):
+        some = draw(st.sets(st.sampled_from(levels[site]), min_size=1, max_size=len(levels[site]) - 1))
+        return site, tuple(sorted(some))
+
+    terms = [term("fixed", draw(st.floats(0, 5)))]
+    for i in range(draw(st.integers(2, 6))):
+        own = draw(st.permutations(sites))
+        n = draw(st.integers(1, len(sites)))
+        cut = draw(st.integers(0, n))
+        presence = Presence(tuple(condition(s) for s in own[:cut]), tuple(condition(s) for s in own[cut:n]),
+                            draw(st.booleans()))  # fmt: skip
+        widths = [s for s in own if ordered[s]][: draw(st.integers(0, 2))]
+        groups = tuple(sorted({*widths, *presence.groups}))
+        factors = tuple(Factor(s) for s in widths)
+        terms.append(Term(f"k{i}", "Conv", groups, (Monomial(draw(st.floats(0.1, 2)), factors),), presence))
+    return levels, losses, cost_model(tuple(terms), levels), ordered
+
+
+def fastest_of(levels, cost) -> float:
+    return min(cost.predict({s: levels[s][i] for s, i in at.items()}).ms for at in assignments(levels))
+
+
+@laws
+@given(joint_instances(), st.floats(0.05, 1.2))
+def test_with_alternatives_and_many_sites_the_answer_is_that_of_brute_force(instance, share: float) -> None:
+    levels, losses, cost, ordered = instance
+    fastest = fastest_of(levels, cost)
+    budget_ms = fastest + share * max(cost.dense_ms - fastest, 0.1 * cost.dense_ms)
+    problem = Problem(levels, cost, ordered=ordered)
+    try:
+        chosen = problem.solve(losses, budget_ms)
+    except InfeasibleTarget:  # said of the fastest that was found
+        assert cost.predict(problem.fastest).ms > budget_ms
+        return
+    assert list(chosen) == list(levels) and all(v in levels[s] for s, v in chosen.items())
+    assert cost.predict(chosen).ms <= budget_ms * (1 + 1e-6) + 1e-9
+    assert problem.ms(chosen) == pytest.approx(cost.predict(chosen).ms)
+    least = best_of(levels, losses, cost, budget_ms - SLIGHT * cost.dense_ms)
+    if least is not None:
+        assert loss_of(levels, losses, chosen) <= least * (1 + 5e-3) + 5e-3
+
+
+@laws
+@given(joint_instances())
+def test_the_fastest_is_no_slower_than_any_alternative_taken_throughout_or_any_one_step_from_it(instance) -> None:
+    levels, _, cost, ordered = instance
+    fastest = Problem(levels, cost, ordered=ordered).fastest
+    ms = cost.predict(fastest).ms
+    for k in {k for v in levels.values() for k in v}:
+        assert ms <= cost.predict({s: k if k in v else v[-1] for s, v in levels.items()}).ms + 1e-9
+    for s, v in levels.items():
+        assert all(ms <= cost.predict({**fastest, s: k}).ms + 1e-9 for k in v)
+
+
+@laws
+@given(joint_instances(most_levels=10), st.integers(10, 60), st.floats(0.1, 1))
+def test_coarse_to_fine_holds_the_budget_and_never_falls_behind_the_fastest(instance, most: int, share: float) -> None:
+    levels, losses, cost, ordered = instance
+    fastest = cost.predict(Problem(levels, cost, ordered=ordered).fastest).ms
+    budget_ms = fastest + share * max(cost.dense_ms - fastest, 0.05 * cost.dense_ms)
+
+    def answer() -> dict[str, int]:
+        return Problem(levels, cost, ordered=ordered, most_variables=most).solve(losses, budget_ms)
+
+    chosen = answer()
+    assert chosen == answer()
+    assert cost.predict(chosen).ms <= budget_ms * (1 + 1e-6) + 1e-9
+    assert loss_of(levels, losses, chosen) <= loss_of(levels, losses, Problem(levels, cost).fastest) + 1e-9
+    if cost.dense_ms <= budget_ms:
+        assert loss_of(levels, losses, chosen) <= 5e-3 * max(1.0, max(float(np.max(v)) for v in losses.values()))
+
+
+def test_coarse_to_fine_finds_what_all_levels_at_once_find() -> None:
+    """Smooth losses and prices over many levels, as widths have: a tenth of the variables, the same answer nearly."""
+    sites = [f"s{i}" for i in range(6)]
+    levels = {s: tuple(range(8, 513, 8)) for s in sites}
+    terms = tuple(term(f"k{i}", 1e-4 * (i + 1), Factor(a), Factor(b))
+                  for i, (a, b) in enumerate(zip(sites, sites[1:], strict=False)))  # fmt: skip
+    cost = cost_model(terms, levels)
+    losses = {s: (i + 1) * (1 - np.array(levels[s]) / 512.0) ** 2 for i, s in enumerate(sites)}
+    coarse = Problem(levels, cost, most_variables=900).solve(losses, 0.5 * cost.dense_ms)
+    exact = Problem(levels, cost, most_variables=10**6).solve(losses, 0.5 * cost.dense_ms)
+    assert cost.predict(coarse).ms <= 0.5 * cost.dense_ms
+    assert loss_of(levels, losses, coarse) <= 1.03 * loss_of(levels, losses, exact)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_what_pays_only_if_all_neighbours_do_it_is_found(n: int) -> None:
+    """Each node in 8 bits saves less than the two conversions around it cost; together they need two in all. Alternatives
+    have their numbers, not their places, in common."""
+    levels = {f"s{i}": (2, 4) if i % 2 else (0, 1, 2, 3, 4) for i in range(n)}
+    terms = [term("fixed", 2.0)]
+    for i in range(n):
+        terms.append(Term(f"n{i}", "Conv", (f"s{i}",), (Monomial(1.0),), Presence(((f"s{i}", (0, 1, 3, 4)),))))
+        terms.append(Term(f"q{i}", "QLinearConv", (f"s{i}",), (Monomial(0.4),), Presence(((f"s{i}", (2,)),))))
+    for i in range(n - 1):
+        a, b = (f"s{i}", (2,)), (f"s{i + 1}", (2,))
+        for inside, outside in ((a, b), (b, a)):
+            presence = Presence((inside,), (outside,))
+            terms.append(Term("c", "DequantizeLinear", (a[0], b[0]), (Monomial(0.7),), presence))
+    cost = cost_model(tuple(terms), levels)
+    losses = {s: [*([0.05] * (len(v) - 1)), 0.0] for s, v in levels.items()}
+    assert Problem(levels, cost, ordered=dict.fromkeys(levels, False)).fastest == dict.fromkeys(levels, 2)
+    chosen = solve(levels, losses, cost, 2.0 + 0.4 * n + 0.01, ordered=dict.fromkeys(levels, False))
+    assert chosen == dict.fromkeys(levels, 2)
+
+
+def test_a_site_that_is_dropped_frees_what_only_its_kernels_cost() -> None:
+    levels = {"drop": (0, 1), "w": (8, 16, 32)}
+    inside = Term("branch", "Conv", ("drop", "w"), (Monomial(0.1, (Factor("w"),)),), Presence((("drop", (1,)),)))
+    cost = cost_model((term("rest", 1.0), inside), levels)
+    ordered = {"drop": False, "w": True}
+    assert solve(levels, {"drop": [0.5, 0.0], "w": [0.9, 0.4, 0.0]}, cost, 3.0, ordered=ordered) == {"drop": 1, "w": 16}
+    dropped = solve(levels, {"drop": [0.5, 0.0], "w": [0.9, 0.6, 0.0]}, cost, 3.0, ordered=ordered)
+    assert dropped == {"drop": 0, "w": 32}, "no loss is taken on a width that no longer costs anything"
+
+
 # Curves and the search around the answer
 
 
@@ -196,7 +334,7 @@ def test_the_search_is_deterministic_holds_the_budget_and_never_ends_worse(insta
         return sum(losses[s][levels[s].index(v)] ** 1.5 for s, v in chosen.items())
 
     def search():
-        return improve(levels, losses, cost, budget, evaluate, n_candidates=4, seed=seed, step=lambda: None)
+        return improve(levels, losses, cost, budget, evaluate, n_evaluations=12, seed=seed, step=lambda: None)
 
     try:
         start = solve(levels, losses, cost, budget)
