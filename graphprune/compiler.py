@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from graphprune.align import align, find_free_bases
 from graphprune.backends.base import Backend
+from graphprune.calibrate import slices_needed
 from graphprune.context import Context
 from graphprune.cost import CostModel, measure_prices
 from graphprune.divergence import Kind, Reference, outputs_of
@@ -127,11 +128,14 @@ class Compiler:
         self.context = self._make_context(score, compensate)
         with self._stage("lower"):
             self.lowerings = self._choose_lowerings() if lower else {}
-        with self._stage("calibrate", len(data.calibration)) as step:
+        views = list(self.context.views.values())
+        if any(getattr(p, "reads_all", False) for p in self.passes):
+            views += self.context.linear.values()
+        with self._stage("calibrate", len(data.calibration) * slices_needed(views, self.context.model)) as step:
             self.context.step = step
-            _ = self.context.moments
-        with self._stage("score", len(prepared.analysis.groups)) as step:
-            self.context.step = step
+            self.context.moments_of(views)
+        self.context.step = lambda: None
+        with self._stage("score"):
             self.proposed = {p.name: list(p.propose(self.context)) for p in self.passes}
         self.sites: list[Site] = [s for sites in self.proposed.values() for s in sites]
         if not self.sites:
@@ -185,7 +189,6 @@ class Compiler:
                 switches=[s.name for s in self.sites if not s.ordered],
                 replacing=[s.name for s in self.sites if s.replaces],
                 near=sites_near(self.context.model.graph, self.sites),
-                settle=self._settled,
                 seed=self.seed,
                 seconds=_PRICING_SECONDS + _PRICING_SECONDS_PER_SITE * len(self.sites),
                 progress=report,
@@ -199,14 +202,6 @@ class Compiler:
     def _scaled(self, cost: CostModel) -> CostModel:
         """Prices are of the canonical and lowered model; speed is promised over the model as it came."""
         return replace(cost, dense_ms=cost.dense_ms * self._rewrites)
-
-    def _settled(self, levels: Mapping[str, int]) -> dict[str, int]:
-        """What the levels really amount to."""
-        settled = dict(levels)
-        for p in self.passes:
-            if settle := getattr(p, "settle", None):
-                settled |= settle(self.context, {s.name: settled[s.name] for s in self.proposed[p.name]})
-        return settled
 
     def _worth_their_while(self) -> list[Site]:
         """The sites without the alternatives and ranks that cannot save time, whatever is done elsewhere: a precision
@@ -266,8 +261,7 @@ class Compiler:
         timings = self.backend.measure(
             [self.dense_bytes, data], self.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
         )
-        predicted = cost.predict(self._settled(levels)).ms
-        return Built(dict(levels), choices, data, predicted, (timings[0], timings[1]))
+        return Built(dict(levels), choices, data, cost.predict(levels).ms, (timings[0], timings[1]))
 
     def reach(self, target: Target) -> Result:
         """Compile for one target. Raises InfeasibleTarget with the largest factor reached.
@@ -317,9 +311,8 @@ class Compiler:
         """Prices that know what was built: its kernels join the samples; what is then still off is taken off all."""
         kernels = self.backend.profile(built.data, self.data.timing, repeats=9)
         ms = self.cost.dense_ms / built.ratio.value
-        levels = self._settled(built.levels)
-        cost = self._scaled(self.prices.add(levels, kernels, ms))
-        return cost.correct(ms / cost.predict(levels).ms)
+        cost = self._scaled(self.prices.add(built.levels, kernels, ms))
+        return cost.correct(ms / cost.predict(built.levels).ms)
 
     def _holds(self, target: Target, result: Result, most: float = math.inf) -> bool:
         """Whether the finished model is at least as fast as asked, and at most `most` times that."""

@@ -94,7 +94,6 @@ def measure_prices(
     switches: Collection[str] = (),
     replacing: Collection[str] = (),
     near: Mapping[str, Sequence[Sequence[str]]] | None = None,
-    settle: Callable[[Counts], Counts] = lambda counts: counts,
     seed: int = 0,
     seconds: float = 40.0,
     progress: Progress = lambda fraction, text: None,
@@ -105,8 +104,8 @@ def measure_prices(
     sizes: site -> the level that leaves it whole; levels: site -> levels it may take, the whole one last. switches:
     sites whose levels are alternatives rather than sizes. replacing: sites that put other nodes in place; mostly left
     whole. near: node or value name -> rings of sites that may decide whether its kernels are there (see
-    `cost_presence`). settle: the levels that a plan really amounts to. Stops drawing plans after `seconds`. progress
-    receives the fraction done and a line of text.
+    `cost_presence`). Stops drawing plans after `seconds`. progress receives the fraction done and a line
+    of text.
     """
     started = time.perf_counter()
     dense_model = build(sizes)
@@ -120,7 +119,7 @@ def measure_prices(
         if i >= _MIN_PLANS and elapsed > seconds:
             break
         progress(max(i / most, min(elapsed / max(seconds, 1e-3), i / _MIN_PLANS)), f"measuring plan {i + 1}")
-        counts = settle(random_plan(sizes, levels, rng, replacing))
+        counts = random_plan(sizes, levels, rng, replacing)
         model = build(counts)
         kernels = backend.profile(model, feed, repeats=7)
         base, pruned = backend.measure([dense, model], feed, min_rounds=4, spread=0.015, max_seconds=0.4)

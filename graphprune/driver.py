@@ -61,7 +61,8 @@ def compiler(
         prepared = prepare(model, backend, shapes)
         if axes == "all":
             prepared = with_inexact(prepared)
-        need_groups(prepared)
+        if all(p.name == "width" for p in chosen):
+            need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
         few = outputs_of(loader(backend)(prepared.model), data.holdout[:4])
         kinds = named_kinds(prepared.model, few, outputs)

@@ -89,6 +89,8 @@ class Static:
     """Node -> the value that it gives as 8-bit numbers, behind its activation if it has one."""
     quantised: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """Value -> the one whose range it shares: itself, unless a carrier only moved it."""
+    guarded: list[ir.Node] = field(default_factory=list)
+    """Nodes left in floating point whose weights a runtime would round, as they take and give 8-bit values."""
 
     @classmethod
     def of(
@@ -98,14 +100,10 @@ class Static:
         """Settle what the choice of some linear nodes and followers means for the values between them. others: nodes
         that are written in another way."""
         found, others = cls(model, set(linear) | set(followers)), set(others)
-        while True:
-            giving = [n for n in model.graph if n.op_type == "Conv" or n.op_type in kernels.followers]
-            found.outputs = {n: _behind_activation(n) for n in giving if n in found.nodes}
-            found._carry(kernels)
-            between = [n for n in model.graph if n not in others and found._is_between(n, kernels)]
-            if not between:
-                break
-            found.nodes |= set(between)
+        giving = [n for n in model.graph if n.op_type == "Conv" or n.op_type in kernels.followers]
+        found.outputs = {n: _behind_activation(n) for n in giving if n in found.nodes}
+        found._carry(kernels)
+        found.guarded = [n for n in model.graph if n not in others and found._is_between(n, kernels)]
         for node in model.graph:
             if node in found.nodes:
                 for v in _data(node, kernels):
@@ -119,10 +117,10 @@ class Static:
         return found
 
     def _is_between(self, node: ir.Node, kernels: IntegerKernels) -> bool:
-        """A convolution or Gemm not chosen that takes and gives 8-bit values anyway, if only through carriers: runtimes
-        then round its weight, asked or not."""
-        able = "static" in kernels.linear.get(node.op_type, ())
-        if not able or node in self.nodes or weight_of(node) is None:
+        """A convolution, transposed or not, or a Gemm that was not chosen but takes and gives 8-bit values, if only
+        through carriers: runtimes then round its weight, asked or not."""
+        able = weight_of(node) is not None or (node.op_type == "ConvTranspose" and node.inputs[1].is_initializer())
+        if not able or node in self.nodes:
             return False
         if node.op_type == "MatMul" and not _becomes_gemm(node):
             return False
@@ -188,8 +186,7 @@ def _bias_behind(node: ir.Node) -> ir.Node | None:
 
 def _becomes_gemm(node: ir.Node) -> bool:
     """Whether ONNX Runtime makes a Gemm of a MatMul and what is added behind it, before it looks for 8 bits: of two
-    matrices
-    it does, of more axes, with reshapes around it, where all sizes are known."""
+    matrices it does, of more axes, with reshapes around it, where all sizes are known."""
     x = node.inputs[0].shape
     return _is_matrix_product(node) or (_bias_behind(node) is not None and x is not None and x.is_static())
 
@@ -262,6 +259,16 @@ class Writer:
         for node in order:
             if node.op_type in kernels.linear:
                 self._static_weight(node, rounded[node.name], self._scale_of(node))
+        for node in plan.guarded:
+            self._guard(node)
+
+    def _guard(self, node: ir.Node) -> None:
+        """Keep a node in floating point: behind something that changes nothing, but that no runtime knows to be so."""
+        x = node.inputs[0]
+        least = new_constant(self.graph, f"{node.name}.least", np.asarray(np.finfo(np.float32).min, np.float32))
+        same = self._node("Max", [x, least], f"{node.name}.guard", x.dtype, x.shape, {})
+        self.graph.insert_before(node, same)
+        node.replace_input_with(0, same.outputs[0])
 
     def _scale_of(self, node: ir.Node) -> np.ndarray:
         """The constant that holds the scale of what the node takes."""

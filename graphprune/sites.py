@@ -54,9 +54,9 @@ class Pass(Protocol):
     (`edit.stands_for`). Between the passes that leave weights free and those that round them (an attribute
     `rounds = True`; they come last) all linear layers are refitted.
 
-    A pass may also have `settle(context, levels) -> levels`: what some levels really amount to, where choices for some
-    sites decide others; and one that rounds `finish(context, model, choices) -> model`: `apply` with the best weights,
-    for the refitted model, where that takes longer than is good for a candidate.
+    A pass that asks for the moments of linear nodes that read no group sets `reads_all = True`, so that all are
+    gathered in one go. One that rounds may have `finish(context, model, choices) -> model`: `apply` with the best
+    weights, for the refitted model, where that takes longer than is good for a candidate.
     """
 
     name: str

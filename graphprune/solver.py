@@ -27,6 +27,7 @@ _LITTLE = 4e-3
 """Of the dense time: kernels over many sites that take no more are not worth a variable for every combination."""
 _MOST_VARIABLES = 12_000
 _ROUNDS = 6
+_KINDS = 24
 
 Levels = Mapping[str, Sequence[int]]
 Tables = Mapping[tuple[str, ...], np.ndarray]
@@ -77,14 +78,31 @@ class Problem:
         return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
 
     def most_saved(self, site: str) -> np.ndarray:
-        """For each level of a site the milliseconds that it can save at most against the last one, wherever the others
-        stand: an upper bound, reached if each table had its other sites to itself."""
-        saved = np.zeros(len(self.levels[site]))
+        """For each level of a site the milliseconds that it saves against the last one, at most over plans of many
+        kinds: the whole model, the fastest, every alternative taken throughout, and others at random."""
+        ms = np.zeros((len(self._kinds), len(self.levels[site])))
         for groups, table in self.tables.items():
             if site in groups:
-                own = np.moveaxis(table, groups.index(site), 0).reshape(len(saved), -1)
-                saved += (own[-1] - own).max(axis=1)
-        return saved
+                others = tuple(self._kinds[:, self._column[g]] for g in groups if g != site)
+                ms += np.moveaxis(table, groups.index(site), 0)[(slice(None), *others)].T
+        return (ms[:, -1:] - ms).max(axis=0)
+
+    @cached_property
+    def _column(self) -> dict[str, int]:
+        return {s: i for i, s in enumerate(self.levels)}
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        """Plans of many kinds, as positions of levels: [plan, site]."""
+        n = np.array([len(v) for v in self.levels.values()])
+        longest = int(n.max(initial=1))
+        rng = np.random.default_rng(0)
+        uniform = [np.minimum(i, n - 1) for i in (*range(min(longest, 6)), longest)]
+        fastest = [np.array([self.levels[s].index(k) for s, k in self.fastest.items()])]
+        # each at random, and the same share of its levels for every site
+        mixed = [rng.integers(0, n) for _ in range(_KINDS)]
+        even = [np.minimum((share * n).astype(int), n - 1) for share in rng.uniform(size=_KINDS)]
+        return np.array([*uniform, *fastest, *mixed, *even], dtype=np.int64)
 
     @cached_property
     def fastest(self) -> dict[str, int]:

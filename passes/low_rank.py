@@ -65,6 +65,7 @@ class LowRank:
     """
 
     name = "low-rank"
+    reads_all = True
 
     def __init__(self) -> None:
         self._forms: dict[str, Form] = {}

@@ -13,11 +13,13 @@ the error of each made up for by the others (see `rounding`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from graphprune.calibrate import moments
+from graphprune.compensate import Moments
 from graphprune.context import Context
 from graphprune.edit import stands_for
 from graphprune.qdq import Static, Writer, limits_of, weight_of
@@ -37,6 +39,7 @@ _BLOCK = 64
 _PREFIX = "precision "
 _RANGE_FEEDS = 64
 _QUICK_FEEDS = 16
+Effort = Literal["none", "quick", "best"]
 Ranges = Mapping[str, tuple[np.float32, int]]
 
 
@@ -45,10 +48,11 @@ class Quantise:
 
     name = "quantise"
     rounds = True
+    reads_all = True
 
     def __init__(self) -> None:
         self._ranges: Ranges | None = None
-        self._nearest: dict[tuple, Rounded] = {}
+        self._known: dict[tuple, Rounded] = {}
 
     def propose(self, context: Context) -> Sequence[Site]:
         found = [self._site(node, "linear", precisions) for node, precisions in _linear(context)]
@@ -63,15 +67,6 @@ class Quantise:
         return Site(f"{_PREFIX}{node.name}", (*levels, FLOAT), (*prior, 0.0), f"precision, {about}", (node.name,),
                     False, labels)  # fmt: skip
 
-    def settle(self, context: Context, levels: Mapping[str, int]) -> dict[str, int]:
-        """The levels that these amount to: what takes and gives 8-bit values anyway is rounded by the runtime."""
-        static = PRECISIONS.index("static")
-        nodes = [context.nodes[name.removeprefix(_PREFIX)] for name, k in levels.items() if k == static]
-        plan = Static.of(context.model, [n for n in nodes if n.op_type in context.integer.linear],
-                         [n for n in nodes if n.op_type not in context.integer.linear], context.integer)  # fmt: skip
-        rounded = {f"{_PREFIX}{n.name}": static for n in plan.nodes}
-        return {name: rounded.get(name, k) for name, k in levels.items()}
-
     def choose(self, context: Context, levels: Mapping[str, int]) -> Mapping[str, Choice]:
         return {name: {"to": PRECISIONS[k]} for name, k in levels.items() if k < FLOAT}
 
@@ -83,11 +78,11 @@ class Quantise:
             return model
         whole = model is context.model
         ranges = self._canonical_ranges(context) if whole or not solve else None
-        return self._written(context, model, choices, ranges, _QUICK_FEEDS, best=False)
+        return self._written(context, model, choices, ranges, _QUICK_FEEDS, "quick" if solve else "none")
 
     def finish(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
         """What `apply` does, with ranges of the model as it is now, and rounding errors made up for."""
-        return self._written(context, model, choices, None, _RANGE_FEEDS, best=True) if choices else model
+        return self._written(context, model, choices, None, _RANGE_FEEDS, "best") if choices else model
 
     def _canonical_ranges(self, context: Context) -> Ranges:
         if self._ranges is None:
@@ -100,7 +95,7 @@ class Quantise:
 
     def _written(
         self, context: Context, model: ir.Model, choices: Mapping[str, Choice], ranges: Ranges | None, n_feeds: int,
-        best: bool,
+        effort: Effort,
     ) -> ir.Model:  # fmt: skip
         copy = model.clone()
         to = {name.removeprefix(_PREFIX): choice["to"] for name, choice in choices.items()}
@@ -111,8 +106,7 @@ class Quantise:
         static = Static.of(copy, linear.keys() - set(others), followers, context.integer, others)
         if ranges is None:
             ranges = _ranges(context, model, set(static.quantised.values()), n_feeds)
-        linear |= {n: "static" for n in static.nodes if n.op_type in context.integer.linear}
-        rounded = self._rounded(context, model, linear, best)
+        rounded = self._rounded(context, model, linear, effort)
         writer = Writer(copy, ranges)
         writer.static(static, rounded, context.integer)
         for node, precision in linear.items():
@@ -123,28 +117,35 @@ class Quantise:
                 writer.packed(node, *pack_blocks(r, _BITS[precision], _BLOCK), _BITS[precision], _BLOCK)
         return copy
 
-    def _rounded(self, context: Context, model: ir.Model, linear: Mapping[ir.Node, str], best: bool):
-        """Rounded weights [out, in] by node."""
-        views = {n.name: view for n in linear if best and (view := _view(n)) is not None and view.banks == 1}
-        feeds = context.feeds if best else ()
-        found = moments(model, list(views.values()), feeds, context.load) if views else {}
+    def _rounded(self, context: Context, model: ir.Model, linear: Mapping[ir.Node, str], effort: Effort):
+        """Rounded weights [out, in] by node, errors made up for as far as the inputs' moments are known: those of this
+        very model ("best"), or of the canonical one where the node takes what it takes there ("quick")."""
+        views = {n.name: v for n in linear if effort != "none" and (v := _view(n)) is not None and v.banks == 1}
+        if effort == "best":
+            found = moments(model, list(views.values()), context.feeds, context.load) if views else {}
+        else:
+            views = {n: v for n, v in views.items() if n in context.linear and v.key() == context.linear[n].key()}
+            found = context.moments_of(views.values())
         rounded = {}
         for node, precision in linear.items():
-            bits, block = _BITS[precision], _BLOCK if "weights" in precision else None
+            own = found[views[node.name].key()][0] if node.name in views else None
             matrix = weight_of(node).matrix
-            if node.name in views:
-                (own,) = found[views[node.name].key()]
-                rounded[node.name] = compensated(matrix, own, bits=bits, block=block)
-            else:
-                rounded[node.name] = self._to_nearest(node.name, matrix, bits, block)
+            if own is not None and len(own.mean) != matrix.shape[1]:
+                own = None  # some inputs are gone
+            rounded[node.name] = self._made_up(node.name, matrix, precision, own, effort)
         return rounded
 
-    def _to_nearest(self, name: str, matrix: np.ndarray, bits: int, block: int | None) -> Rounded:
+    def _made_up(self, name: str, matrix: np.ndarray, precision: str, own: Moments | None, effort: Effort):
+        bits, block = _BITS[precision], _BLOCK if "weights" in precision else None
+        if effort == "none":
+            return round_to_nearest(matrix, bits=bits, block=block)
         key = (name, bits, block, matrix.shape, hash(matrix.tobytes()))
-        if key not in self._nearest:
-            self._nearest[key] = round_to_nearest(matrix, bits=bits, block=block)
-        return self._nearest[key]
-
+        if effort == "best" or key not in self._known:
+            self._known[key] = (
+                round_to_nearest(matrix, bits=bits, block=block, search=True) if own is None
+                else compensated(matrix, own, bits=bits, block=block)
+            )  # fmt: skip
+        return self._known[key]
 
 def _noise(bits: int) -> float:
     """Relative squared error of rounding a normal variable to a range of eight standard deviations."""

@@ -9,8 +9,11 @@ import pytest
 
 from graphprune.backends import profile
 from graphprune.backends.onnxruntime import OnnxRuntime
+from graphprune.canonicalise import canonicalise
 from graphprune.errors import ModelError, UsageError
+from graphprune.target import Kernel
 from models import width_families
+from tests.graphs import model_of
 
 FAMILY = width_families.residual(stages=(16, 32), blocks=1, side=8)
 DENSE = FAMILY.build(FAMILY.sizes)
@@ -129,3 +132,87 @@ def test_a_trace_is_read_run_by_run_without_warm_up_and_loop_bodies():
     assert [(k.name, k.op) for k in kernels] == [("outside", "MatMul"), ("next", "MatMul")]
     assert kernels[0].ms == pytest.approx(0.020), "the lower quartile of 10, 20, 30, 40, 500"
     assert kernels[0].inputs == ((2, 3),) and kernels[0].outputs == ((2, 4),)
+
+
+# Names of kernels
+
+PAIR = {"w": (16, 16, 3, 3), "b": (16,), "v": (16, 16, 1, 1)}
+NETS = {
+    "conv, relu, residual": (
+        "h = Conv<pads=[1,1,1,1]>(x, w, b)\na = Relu(h)\nk = Conv(a, v)\ns = Add(k, a)\nresult = Relu(s)",
+        (1, 16, 8, 8), PAIR),
+    "clip, pool, transpose": (
+        "h = Conv<pads=[1,1,1,1]>(x, w, b)\na = Clip(h, low, high)\np = MaxPool<kernel_shape=[2,2]>(a)\n"
+        "k = Conv(p, v)\nresult = Transpose<perm=[0,2,3,1]>(k)",
+        (1, 16, 8, 8), {**PAIR, "low": np.array(0, np.float32), "high": np.array(6, np.float32)}),
+    "swish, two branches": (
+        "h = Conv<pads=[1,1,1,1]>(x, w, b)\na = Sigmoid(h)\nm = Mul(h, a)\nk = Conv(m, v)\nt = Conv(m, u)\n"
+        "s = Add(k, t)\nresult = LeakyRelu(s)", (1, 16, 8, 8), {**PAIR, "u": (16, 16, 1, 1)}),
+    "products": (
+        "h = Gemm(x, w, b)\na = Relu(h)\nk = MatMul(a, w)\nm = Add(k, b)\nresult = LeakyRelu(m)",
+        (4, 16), {"w": (16, 16), "b": (16,)}),
+    "rows": (
+        "h = MatMul(x, w)\na = Add(h, b)\nt = Transpose<perm=[0,2,1]>(x)\nk = MatMul(a, t)\nd = Mul(k, c)\n"
+        "s = Softmax(d)\nm = MatMul(s, x)\nr = Add(m, x)\nresult = LayerNormalization(r, b, b)",
+        (1, 4, 16), {"w": (16, 16), "b": (16,), "c": np.array([0.5], np.float32)}),
+}  # fmt: skip
+LINEAR = ("Conv", "Gemm", "MatMul")
+
+
+def _graph(name: str) -> ir.Graph:
+    text, shape, weights = NETS[name]
+    return canonicalise(model_of(text, {"x": shape}, weights)).graph
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_kernels_are_named_after_the_linear_node_whose_work_they_do(backend, name):
+    text, shape, weights = NETS[name]
+    model = canonicalise(model_of(text, {"x": shape}, weights))
+    kernels = backend.profile(model, {"x": np.ones(shape, np.float32)}, repeats=1)
+    nodes = {n.name for n in model.graph}
+    assert len({k.name for k in kernels}) == len(kernels)
+    linear = [k.name for k in kernels if any(op in k.op for op in LINEAR)]
+    assert sorted(linear) == sorted(n.name for n in model.graph if n.op_type in LINEAR), "whatever is fused with them"
+    for k in kernels:
+        stem, _, place = k.name.partition(" after ")
+        made_up = place.rpartition(" ")[0] if place.rpartition(" ")[2].isdigit() else place
+        assert k.name in nodes or (stem == k.op and made_up in nodes) or k.name == f"{k.op} at the start", k
+
+
+def _kernel(name: str, op: str) -> Kernel:
+    return Kernel(name, op, 1.0, ((1,),), ((1,),))
+
+
+def test_what_the_runtime_makes_up_is_named_by_what_is_before_it_and_not_by_counters():
+    graph = _graph("conv, relu, residual")
+    conv, _, pointwise, add, _ = (n.name for n in graph)
+    ran = [("ReorderInput", "ReorderInput"), ("a_nchwc", "Conv"), ("Transpose_token_5", "Transpose"),
+           ("k_nchwc", "Conv"), ("ReorderOutput_token_12", "ReorderOutput"), ("ReorderOutput", "ReorderOutput"),
+           (add, "Add")]  # fmt: skip
+    wanted = ["ReorderInput at the start", conv, f"Transpose after {conv}", pointwise,
+              f"ReorderOutput after {pointwise}", f"ReorderOutput after {pointwise} 2", add]  # fmt: skip
+    assert [k.name for k in profile.named([_kernel(*k) for k in ran], graph)] == wanted
+    counted = [(f"{name.partition('_token')[0]}_token_{7 * i + 1}", op) for i, (name, op) in enumerate(ran)]
+    assert [k.name for k in profile.named([_kernel(*k) for k in counted], graph)] == wanted
+
+
+def test_every_way_the_runtime_has_to_say_a_node_is_understood():
+    graph = _graph("conv, relu, residual")
+    conv, relu, *_ = (n.name for n in graph)
+    for name, op in (
+        (conv, "FusedConv"), (f"fused {conv}", "FusedConv"), ("h", "Conv"), ("h_nchwc", "Conv"), ("a", "Conv"),
+        (f"{conv}_token_3", "QLinearConv"), (f"{conv}_quant", "QLinearConv"), (f"{conv}/SomeFusion/", "Conv"),
+        ("a_pre_q_nchwc", "Conv"), (f"{conv}_nchwc_token_9", "Conv"),
+    ):  # fmt: skip
+        assert [k.name for k in profile.named([_kernel(name, op)], graph)] == [conv], name
+    rounded = profile.named([_kernel("a_q", "QuantizeLinear"), _kernel("a_pre_q_nchwc", "Conv")], graph)
+    assert [k.name for k in rounded] == [f"QuantizeLinear after {conv}", conv], "a borrowed name is not taken"
+    both = profile.named([_kernel("a", "Conv"), _kernel(relu, "Relu")], graph)
+    assert [k.name for k in both] == [conv, relu]
+
+
+def test_names_of_kernels_tell_all_of_them_apart():
+    graph = _graph("conv, relu, residual")
+    conv = next(iter(graph)).name
+    kernels = profile.named([_kernel(conv, "Conv"), _kernel(f"{conv}_x", "Other"), _kernel("h_y", "Other")], graph)
+    assert len({k.name for k in kernels}) == 3

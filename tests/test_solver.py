@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -252,7 +252,7 @@ def test_coarse_to_fine_finds_what_all_levels_at_once_find() -> None:
     sites = [f"s{i}" for i in range(6)]
     levels = {s: tuple(range(8, 513, 8)) for s in sites}
     terms = tuple(term(f"k{i}", 1e-4 * (i + 1), Factor(a), Factor(b))
-                  for i, (a, b) in enumerate(zip(sites, sites[1:], strict=False)))  # fmt: skip
+                  for i, (a, b) in enumerate(pairwise(sites)))
     cost = cost_model(terms, levels)
     losses = {s: (i + 1) * (1 - np.array(levels[s]) / 512.0) ** 2 for i, s in enumerate(sites)}
     coarse = Problem(levels, cost, most_variables=900).solve(losses, 0.5 * cost.dense_ms)
@@ -263,8 +263,8 @@ def test_coarse_to_fine_finds_what_all_levels_at_once_find() -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 6])
 def test_what_pays_only_if_all_neighbours_do_it_is_found(n: int) -> None:
-    """Each node in 8 bits saves less than the two conversions around it cost; together they need two in all. Alternatives
-    have their numbers, not their places, in common."""
+    """Each node in 8 bits saves less than the conversions beside it cost; together they need none. The alternatives of
+    two sites have their numbers in common, not their places."""
     levels = {f"s{i}": (2, 4) if i % 2 else (0, 1, 2, 3, 4) for i in range(n)}
     terms = [term("fixed", 2.0)]
     for i in range(n):
