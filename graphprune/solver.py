@@ -111,6 +111,9 @@ class Problem:
         what pays only if neighbours do it too is found so."""
         longest = max((len(v) for v in self.levels.values()), default=1)
         starts = {tuple(min(i, len(v) - 1) for v in self.levels.values()) for i in (*range(min(longest, 6)), longest)}
+        for k in {k for s, v in self.levels.items() if s not in self.sizes for k in v}:
+            starts.add(tuple(v.index(k) if s not in self.sizes and k in v else len(v) - 1
+                             for s, v in self.levels.items()))  # fmt: skip
         found = [self._descended(dict(zip(self.levels, start, strict=True))) for start in sorted(starts)]
         levels = [{s: self.levels[s][i] for s, i in at.items()} for at in found]
         return min(levels, key=self.ms, default={})

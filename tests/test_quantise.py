@@ -28,8 +28,8 @@ STEP = 1e-3
 """Relative squared error that a few roundings to eight bits, each 64 / 12 / 4^8 of a normal variable, may add up to."""
 COARSE = 0.12
 """The same for four bits in blocks: 36 / 12 / 4^4 a layer, and one more layer to reach the output."""
-SAME = 1e-6
-"""Between two runs of one integer graph: rounding in floating point alone."""
+SAME = 1e-5
+"""Between two runs of one integer graph: a tie may be rounded by a step to either side, rarely."""
 FLOATING = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
@@ -224,7 +224,7 @@ def test_what_is_made_up_for_is_closer_than_what_is_rounded_to_nearest() -> None
     context = case.context()
     choices = choices_of(context, "int4 weights")
     dense, feed = LOAD(context.model), context.feeds[0]
-    nearest = Quantise().apply(context, context.model, choices)
+    nearest = Quantise().apply(context, context.model, choices, solve=False)
     best = Quantise().finish(context, context.model, choices)
     assert error(LOAD(best)(feed), dense(feed)) < 0.75 * error(LOAD(nearest)(feed), dense(feed))
 
