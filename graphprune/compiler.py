@@ -46,7 +46,9 @@ from graphprune.target import Ratio, Target, Timing, speedup
 
 LOW, HIGH = 1.0, 1.08
 """The window of accepted results: measured speed-up over the target."""
-_AIM = 1.02
+_AIM, _AIM_MORE, _MOST_AIM = 1.02, 0.01, 1.05
+"""What is aimed at over the target, how much more after each attempt, and at most: answers lean on what the prices
+flatter."""
 _WORTH = 1.01
 """A rewrite of the backend is taken where it is at least this much faster."""
 _ATTEMPTS = 7
@@ -276,7 +278,8 @@ class Compiler:
         for i in range(_ATTEMPTS):
             wanted = self._wanted(target, cost.dense_ms)
             n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * _AIM), n_evaluations)
+            aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations)
             with self._stage(f"measure {i + 1}"):
                 built = self.build(levels, cost)
             ratio = built.ratio.value
