@@ -127,13 +127,14 @@ class Compiler:
         self.dense_bytes = save_bytes(prepared.source.model)
         self.seconds: dict[str, float] = {}
         self._losses: dict[tuple[int, ...], float] = {}
+        self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
         self.context = self._make_context(score, compensate)
         with self._stage("lower"):
             self.lowerings = self._choose_lowerings() if lower else {}
         views = list(self.context.views.values())
         if any(getattr(p, "reads_all", False) for p in self.passes):
             views += [v for v in self.context.linear.values() if v.banks == 1]
-        with self._stage("calibrate", len(data.calibration) * slices_needed(views, self.context.model)) as step:
+        with self._stage("calibrate", len(self._fitted) * slices_needed(views, self.context.model)) as step:
             self.context.step = step
             self.context.moments_of(views)
         self.context.step = lambda: None
@@ -152,14 +153,13 @@ class Compiler:
         self.cost = self._price()
         self.sites = self._worth_their_while()
         self.levels = {s.name: s.levels for s in self.sites}
-        self._judged, self._fitted = _apart(data.calibration, _EVALUATION_FEEDS)
         self._reference = Reference(outputs_of(self.context.load(prepared.model), self._judged), self.kinds)
         with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
             self.curves = measure_curves(self.sites, self.loss, step)
 
     def _make_context(self, score: str, compensate: bool) -> Context:
         """The context of the passes, its free bases turned where readers will be solved again."""
-        load, feeds = loader(self.backend), self.data.calibration
+        load, feeds = loader(self.backend), self._fitted
         context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed,
                           integer=self.backend.integer)  # fmt: skip
         if not compensate:
@@ -445,7 +445,8 @@ class Compiler:
 
 
 def _apart(feeds: Sequence[Feed], n: int) -> tuple[list[Feed], list[Feed]]:
-    """About n feeds to judge by, evenly spaced, and the others to fit to; the same ones where there are too few."""
+    """About n feeds to judge candidates by, evenly spaced, and the others, which all weights are fitted to: what was
+    fitted to a feed looks better on it than it is. The same ones where there are too few."""
     stride = max(2, len(feeds) // n)
     return list(feeds[::stride])[:n], [f for i, f in enumerate(feeds) if i % stride or i // stride >= n] or list(feeds)
 

@@ -24,9 +24,10 @@ from graphprune.context import Context
 from graphprune.edit import stands_for
 from graphprune.qdq import Static, Writer, limits_of, weight_of
 from graphprune.ranges import Histogram, affine, interval
+from graphprune.recentre import recentre
 from graphprune.rounding import Rounded, compensated, pack_blocks, round_to_nearest
 from graphprune.sites import Choice, Site
-from graphprune.trace import exposed
+from graphprune.trace import Feed, exposed
 from graphprune.views import View, reader_of, view_of
 
 PRECISIONS = ("int4 weights", "int8 weights", "static", "dynamic")
@@ -38,7 +39,7 @@ _SINCE = {"static": 10, "dynamic": 11}
 _BLOCK = 64
 _PREFIX = "precision "
 _RANGE_FEEDS = 64
-_QUICK_FEEDS = 16
+_QUICK_FEEDS, _MEAN_FEEDS = 16, 48
 Effort = Literal["none", "quick", "best"]
 Ranges = Mapping[str, tuple[np.float32, int]]
 
@@ -81,8 +82,12 @@ class Quantise:
         return self._written(context, model, choices, ranges, _QUICK_FEEDS, "quick" if solve else "none")
 
     def finish(self, context: Context, model: ir.Model, choices: Mapping[str, Choice]) -> ir.Model:
-        """What `apply` does, with ranges of the model as it is now, and rounding errors made up for."""
-        return self._written(context, model, choices, None, _RANGE_FEEDS, "best") if choices else model
+        """What `apply` does, with ranges of the model as it is now, rounding errors made up for and means restored."""
+        if not choices:
+            return model
+        rounded = self._written(context, model, choices, None, _RANGE_FEEDS, "best")
+        recentre(model, rounded, _some(context.feeds, _MEAN_FEEDS), context.load)
+        return rounded
 
     def _canonical_ranges(self, context: Context) -> Ranges:
         if self._ranges is None:
@@ -197,8 +202,7 @@ def _ranges(context: Context, model: ir.Model, values: Collection[ir.Value], n_f
         return {}
     run = context.load(exposed(model, inside)) if inside else lambda feed: {}
     histograms = {name: Histogram() for name in names}
-    stride = max(1, len(context.feeds) // n_feeds)
-    for feed in context.feeds[::stride]:
+    for feed in _some(context.feeds, n_feeds):
         found = {**feed, **run(feed)}
         for name in names:
             histograms[name].add(found[name])
@@ -222,3 +226,8 @@ def _within(scale: np.ndarray, zero: np.ndarray, limits: tuple[float, float] | N
     tried = {z: fitting(z) for z in (zero, zero - 1, zero + 1) if 0 <= z <= 255}
     best = max(tried, key=tried.get)
     return (tried[best], best) if tried[best] > 0 else (scale, zero)
+
+
+def _some(feeds: Sequence[Feed], n: int) -> Sequence[Feed]:
+    """About n of the feeds, evenly spaced."""
+    return feeds[:: max(1, len(feeds) // n)]

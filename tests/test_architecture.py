@@ -28,7 +28,7 @@ LAYERS = [
     {"infer", "edit", "groups"},
     {"oracles", "views", "scores", "cost", "members", "branches"},
     {"calibrate", "qdq", "fold", "strided", "selections", "picture"},
-    {"context", "align", "canonicalise"},
+    {"context", "align", "canonicalise", "recentre"},
     {"sites", "refit", "branch_fit"},
     {"passes", "backends"},
     {"prepare", "solver"},
