@@ -275,11 +275,13 @@ class Compiler:
         attempts: list[Attempt] = []
         finished: list[Result] = []
         beyond: list[Built] = []
+        levels: dict[str, int] = {}
         for i in range(_ATTEMPTS):
             wanted = self._wanted(target, cost.dense_ms)
             n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
             aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations)
+            start = levels if i > 1 else None
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
             with self._stage(f"measure {i + 1}"):
                 built = self.build(levels, cost)
             ratio = built.ratio.value
@@ -333,8 +335,11 @@ class Compiler:
             )
         return wanted
 
-    def _search(self, cost: CostModel, budget_ms: float, n_evaluations: int) -> tuple[dict[str, int], bool]:
-        """Levels for a budget, and whether it is thought reachable; the fastest levels where it is not."""
+    def _search(
+        self, cost: CostModel, budget_ms: float, n_evaluations: int, start: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, int], bool]:
+        """Levels for a budget, near `start` if given, and whether it is thought reachable; the fastest levels where it
+        is not."""
         if cost.predict(self.full).ms <= budget_ms:  # exact rewrites alone are enough
             return dict(self.full), True
         try:
@@ -348,6 +353,7 @@ class Compiler:
                     budget_ms,
                     self.loss,
                     ordered=self.ordered,
+                    start=start,
                     n_evaluations=n_evaluations,
                     seed=self.seed,
                     step=step,

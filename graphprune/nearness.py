@@ -21,15 +21,16 @@ def sites_near(graph: ir.Graph, sites: Iterable[Site]) -> Mapping[str, tuple[tup
     """Names of nodes and of their outputs -> sites in rings around them: their own choices, then those within two and
     within four nodes and not beyond the next linear node; widths last, which seldom decide what kernels there are."""
     nodes = {node.name: node for node in graph}
-    found: dict[str, list[tuple[int, str]]] = {}
+    found: dict[str, dict[str, int]] = {}
     for site in sites:
         width = site.ordered and not site.replaces
         for node, distance in _around([nodes[name] for name in site.members if name in nodes]).items():
             ring = len(_RINGS) if width else next(i for i, d in enumerate(_RINGS) if distance <= d)
             for name in (node.name, *(y.name for y in node.outputs)):
-                found.setdefault(name, []).append((ring, site.name))
+                own = found.setdefault(name, {})  # a value may be called as a node, even as another one
+                own[site.name] = min(ring, own.get(site.name, ring))
     return {
-        name: tuple(tuple(site for ring, site in own if ring == i) for i in range(len(_RINGS) + 1))
+        name: tuple(tuple(site for site, ring in own.items() if ring == i) for i in range(len(_RINGS) + 1))
         for name, own in found.items()
     }
 

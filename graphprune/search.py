@@ -71,13 +71,14 @@ def measure_curves(sites: Sequence[Site], evaluate: Evaluate, step: Callable[[],
 def improve(
     levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray], cost: CostModel, budget_ms: float,
     evaluate: Evaluate, *, n_evaluations: int, seed: int, step: Callable[[], None],
-    ordered: Mapping[str, bool] | None = None,
+    ordered: Mapping[str, bool] | None = None, start: Levels | None = None,
 ) -> tuple[dict[str, int], float]:  # fmt: skip
     """The best of the solver's answer and of others near it, by measured divergence, from `n_evaluations` built models.
 
     Losses do not add up, so they are measured again where the solver went: what the output gains if one site alone is
     left whole there. The curves, so corrected, are solved anew; where that does not help they are shaken at random.
-    Every candidate holds the time budget. Deterministic for a seed. step is called n_evaluations times.
+    Every candidate holds the time budget. start: levels to stay near from the beginning. Deterministic for a seed. step
+    is called n_evaluations times.
     """
     rng = np.random.default_rng(seed)
     problem = Problem(levels, cost, ordered=ordered)
@@ -89,7 +90,7 @@ def improve(
         step()
         return evaluate(candidate)
 
-    best = problem.solve(curves, budget_ms)
+    best = problem.solve(curves, budget_ms, start)
     if not n_evaluations:
         return best, evaluate(best)
     best_loss = spend(best)
@@ -104,7 +105,7 @@ def improve(
             weights = {s: w + _NOISE * float(rng.standard_normal()) for s, w in centre.items()}
         tried_here = True
         weighted = {s: np.exp(weights[s]) * np.asarray(curves[s]) for s in levels}
-        candidate = problem.solve(weighted, budget_ms)
+        candidate = problem.solve(weighted, budget_ms, best)
         if tuple(candidate.values()) in seen:
             left -= 1
             step()

@@ -3,8 +3,9 @@
 The time of a model is a sum of terms over a few sites each (see `cost_model.Term`); a term over several is made linear
 exactly by one variable per combination of levels (the local polytope), so nothing is assumed separable. Where that
 would be too many variables, the program is solved coarse to fine: over a few levels of each site first, then over those
-around the answer, until no finer step helps. Terms that hardly matter are simplified, but every answer holds the budget
-under the full prices.
+around the answer, until no finer step helps. A descent with priced time (see `descent`) gives an answer to begin with,
+which stands where the program finds none that is better in its time. Terms that hardly matter are simplified, but every
+answer holds the budget under the full prices.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import scipy.sparse as sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from graphprune.cost import CostModel
+from graphprune.descent import Descent
 from graphprune.errors import InfeasibleTarget
 
-_SECONDS = 5.0
-_GAP = 3e-3
+_SECONDS, _MOST_SECONDS = 4.0, 10.0
+_GAP = 5e-3
 _LITTLE = 4e-3
 """Of the dense time: kernels over many sites that take no more are not worth a variable for every combination."""
-_MOST_VARIABLES = 12_000
+_MOST_VARIABLES = 8_000
 _ROUNDS = 6
 _KINDS = 24
+_STEPS = 2
 
 Levels = Mapping[str, Sequence[int]]
 Tables = Mapping[tuple[str, ...], np.ndarray]
@@ -70,12 +73,12 @@ class Problem:
             else:
                 self.fixed_ms += float(grid)
         self.tables: Tables = tables
+        self.descent = Descent(self.levels, tables, self.fixed_ms)
         self.thin = _thinned(tables, _LITTLE * cost.dense_ms)
 
     def ms(self, chosen: Mapping[str, int]) -> float:
         """The time predicted at some levels."""
-        at = {s: self.levels[s].index(k) for s, k in chosen.items()}
-        return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
+        return self.descent.ms(self._positions(chosen))
 
     def most_saved(self, site: str) -> np.ndarray:
         """For each level of a site the milliseconds that it saves against the last one, at most over plans of many
@@ -114,54 +117,45 @@ class Problem:
         for k in {k for s, v in self.levels.items() if s not in self.sizes for k in v}:
             starts.add(tuple(v.index(k) if s not in self.sizes and k in v else len(v) - 1
                              for s, v in self.levels.items()))  # fmt: skip
-        found = [self._descended(dict(zip(self.levels, start, strict=True))) for start in sorted(starts)]
-        levels = [{s: self.levels[s][i] for s, i in at.items()} for at in found]
-        return min(levels, key=self.ms, default={})
+        at = self.descent.fastest(dict(zip(self.levels, start, strict=True)) for start in sorted(starts))
+        return {s: self.levels[s][i] for s, i in at.items()}
 
-    def _descended(self, at: dict[str, int]) -> dict[str, int]:
-        """Positions of levels from which no single site can make the model faster."""
-        tables: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {s: [] for s in self.levels}
-        for groups, table in self.tables.items():
-            for s in groups:
-                tables[s].append((groups, table))
-        for _ in range(8):
-            before = dict(at)
-            for s, values in self.levels.items():
-                ms = np.zeros(len(values))
-                for groups, table in tables[s]:
-                    ms = ms + table[tuple(slice(None) if g == s else at[g] for g in groups)]
-                if ms.min() < ms[at[s]] - 1e-12:
-                    at[s] = int(np.argmin(ms))
-            if at == before:
-                break
-        return at
+    def _positions(self, chosen: Mapping[str, int]) -> dict[str, int]:
+        return {s: self.levels[s].index(k) for s, k in chosen.items()}
 
-    def solve(self, loss: Mapping[str, Sequence[float]], budget_ms: float) -> dict[str, int]:
+    def solve(
+        self, loss: Mapping[str, Sequence[float]], budget_ms: float, around: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """Minimise the sum of loss[site][i] over the chosen levels[site][i], predicted time at most budget_ms.
 
-        Raises InfeasibleTarget if even the fastest levels are predicted over budget.
+        around: only look at sizes within a few steps of what a descent from there finds, which is quicker. Raises
+        InfeasibleTarget if even the fastest levels are predicted over budget.
         """
         chosen, fastest_ms = self.fastest, self.ms(self.fastest)
         if fastest_ms > budget_ms:
             raise InfeasibleTarget(f"{budget_ms:.3g} ms is out of reach: the least predicted is {fastest_ms:.3g} ms",
                                    best=self.cost.dense_ms / fastest_ms)  # fmt: skip
         values = {s: dict(zip(v, map(float, loss[s]), strict=True)) for s, v in self.levels.items()}
-        deadline = time.monotonic() + 2 * _SECONDS
+        arrays = {s: np.asarray(loss[s], float) for s in self.levels}
+        whole = {s: len(v) - 1 for s, v in self.levels.items()}
+        starts = [whole, self._positions(self.fastest), *([self._positions(around)] if around else [])]
+        at = self.descent.answer(arrays, budget_ms, starts)
+        if at is not None:
+            chosen = {s: self.levels[s][i] for s, i in at.items()}
         best = sum(values[s][k] for s, k in chosen.items())
-        stride = self._first_stride()
+        deadline = time.monotonic() + _MOST_SECONDS
+        stride = 0 if around is not None else self._first_stride()
         for _ in range(_ROUNDS):
-            part = self._part(chosen, stride)
+            part = self._strided_part(chosen, stride) if stride else self._nearby(chosen)
             seconds = min(_SECONDS, deadline - time.monotonic())
             found = self._in_time(part, values, budget_ms, seconds) if seconds > 0 else None
-            improved = False
-            if found is not None:
-                total = sum(values[s][k] for s, k in found.items())
-                improved = found != chosen and total <= best
-                if improved:
-                    chosen, best = found, total
-            if stride == 1 and (not improved or part == self.levels):
+            total = np.inf if found is None else sum(values[s][k] for s, k in found.items())
+            improved = found != chosen and total <= best
+            if improved:
+                chosen, best = found, total
+            if part == self.levels or (stride == 0 and (around is not None or not improved)):
                 break
-            stride = max(1, stride // 2)
+            stride //= 2
         return chosen
 
     def _in_time(
@@ -193,7 +187,16 @@ class Problem:
             part[s] = [k for i, k in enumerate(v) if (i - at) % stride == 0 or i in ends] if s in self.sizes else v
         return part
 
-    def _part(self, centre: Mapping[str, int], stride: int) -> dict[str, list[int]]:
+    def _nearby(self, centre: Mapping[str, int]) -> dict[str, list[int]]:
+        """Sizes within a few steps of the centre; all levels that are no sizes; the whole and the fastest ones."""
+        part = {}
+        for s, v in self.levels.items():
+            at = v.index(centre[s])
+            few = v[max(0, at - _STEPS) : at + _STEPS + 1] if s in self.sizes else v
+            part[s] = sorted({*few, v[-1], self.fastest[s]})
+        return part
+
+    def _strided_part(self, centre: Mapping[str, int], stride: int) -> dict[str, list[int]]:
         """The levels of one program: strided, then without those furthest from the centre until they are few enough;
         what is known to hold the budget stays possible."""
         part = self._strided(centre, stride)

@@ -22,7 +22,8 @@ from graphprune.calibrate import moments
 from graphprune.compensate import Moments
 from graphprune.context import Context
 from graphprune.edit import stands_for
-from graphprune.qdq import Static, Writer, limits_of, weight_of
+from graphprune.eight_bit import Static, limits_of, weight_of
+from graphprune.qdq import Writer
 from graphprune.ranges import Histogram, affine, interval
 from graphprune.recentre import recentre
 from graphprune.rounding import Rounded, compensated, pack_blocks, round_to_nearest
