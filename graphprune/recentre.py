@@ -92,7 +92,7 @@ def _bias_of(node: ir.Node) -> ir.Value | None:
 
 
 def _is_own_constant(value: ir.Value) -> bool:
-    return value.is_initializer() and  not value.is_graph_output()
+    return value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _shift(bias: ir.Value, by: np.ndarray) -> None:

@@ -23,6 +23,7 @@ _NOISE = 0.5
 _FEWEST = 8
 """Evaluations that are kept for candidates rather than corrections."""
 _MOST_CORRECTION = 2.0
+_GAIN = 0.5
 
 
 def probe_levels(site: Site) -> list[int]:
@@ -77,8 +78,8 @@ def improve(
 
     Losses do not add up, so they are measured again where the solver went: what the output gains if one site alone is
     left whole there. The curves, so corrected, are solved anew; where that does not help they are shaken at random.
-    Every candidate holds the time budget. start: levels to stay near from the beginning. Deterministic for a seed. step
-    is called n_evaluations times.
+    Every candidate holds the time budget. start: levels to begin at, changed as far as the budget asks for it.
+    Deterministic for a seed. step is called n_evaluations times.
     """
     rng = np.random.default_rng(seed)
     problem = Problem(levels, cost, ordered=ordered)
@@ -90,7 +91,7 @@ def improve(
         step()
         return evaluate(candidate)
 
-    best = problem.solve(curves, budget_ms, start)
+    best = problem.solve(curves if start is None else _staying(start, levels, curves), budget_ms, start)
     if not n_evaluations:
         return best, evaluate(best)
     best_loss = spend(best)
@@ -115,6 +116,20 @@ def improve(
         if loss < best_loss:
             best, best_loss, centre, tried_here = candidate, loss, weights, False
     return best, best_loss
+
+
+def _staying(
+    start: Levels, levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Curves by which it hardly pays to leave some levels, which may be better than the curves know: what is gained
+    against them counts half. What the budget leaves over is spent all the same."""
+    found = {}
+    for s, k in start.items():
+        own = np.asarray(curves[s], float)
+        more = own - own[list(levels[s]).index(k)]
+        kept = np.where(more > 0, more, _GAIN * more)
+        found[s] = kept - kept.min(initial=0.0)
+    return found
 
 
 def _corrections(

@@ -484,7 +484,7 @@ def test_any_choice_on_any_graph_runs_close_and_is_replayed_to_the_byte(seed: in
               for s in quantise.propose(context)}  # fmt: skip
     choices = quantise.choose(context, levels)
     model = quantise.apply(context, context.model, choices)
-    limit = COARSE if {"to": "int4 weights"} in choices.values() else 10 * STEP
+    limit = COARSE if {"to": "int4 weights"} in choices.values() else 30 * STEP  # of one feed, saturated values too
     *known, fresh = feeds_of(case)
     check(context, model, known, limit, STEP)  # the runtime may round a table of an activation by a step elsewhere
     check(context, model, [fresh], COARSE, STEP)  # the largest values, which count here, may lie outside all ranges

@@ -294,6 +294,48 @@ def test_a_site_that_is_dropped_frees_what_only_its_kernels_cost() -> None:
     assert dropped == {"drop": 0, "w": 32}, "no loss is taken on a width that no longer costs anything"
 
 
+# Around known levels
+
+
+@laws
+@given(joint_instances(most_levels=8), st.floats(0, 1), st.data())
+def test_around_known_levels_the_answer_holds_the_budget_and_is_no_worse_than_they_are(instance, share, data) -> None:
+    levels, losses, cost, ordered = instance
+    problem = Problem(levels, cost, ordered=ordered)
+    fastest = problem.ms(problem.fastest)
+    budget_ms = fastest + share * max(cost.dense_ms - fastest, 0.0) + 1e-6
+    centre = {s: data.draw(st.sampled_from(v)) for s, v in levels.items()}
+    chosen = problem.solve(losses, budget_ms, centre)
+    assert chosen == Problem(levels, cost, ordered=ordered).solve(losses, budget_ms, dict(centre))
+    assert list(chosen) == list(levels) and all(v in levels[s] for s, v in chosen.items())
+    assert cost.predict(chosen).ms <= budget_ms * (1 + 1e-6) + 1e-9
+    for known in (centre, problem.fastest):
+        if problem.ms(known) <= budget_ms:
+            assert loss_of(levels, losses, chosen) <= loss_of(levels, losses, known) + 1e-9
+    if fastest > 0:  # all that is left in some instances are kernels that are not there
+        with pytest.raises(InfeasibleTarget):
+            problem.solve(losses, 0.99 * fastest, centre)
+
+
+@laws
+@given(instances(), st.floats(0.2, 1.1), st.data())
+def test_around_levels_near_which_all_others_are_the_answer_is_that_of_brute_force(instance, share, data) -> None:
+    levels, losses, cost = instance
+    centre = {s: data.draw(st.sampled_from(v)) for s, v in levels.items()}
+    levels = {s: v[max(0, v.index(centre[s]) - 2) : v.index(centre[s]) + 3] for s, v in levels.items()}
+    losses = {s: losses[s][-len(v) :] for s, v in levels.items()}
+    centre = {s: v[min(2, len(v) // 2)] for s, v in levels.items()}
+    cost = cost_model(cost.kernels, levels, cost.overhead_ms)
+    budget_ms = share * cost.dense_ms
+    problem = Problem(levels, cost)
+    if problem.ms(problem.fastest) > budget_ms:
+        return
+    least = best_of(levels, losses, cost, budget_ms)
+    slack = 5e-3 * max(least, 1e-9) + 1e-6
+    for answer in (problem.solve(losses, budget_ms, centre), problem.solve(losses, budget_ms)):
+        assert loss_of(levels, losses, answer) <= least + slack
+
+
 # Curves and the search around the answer
 
 
@@ -348,3 +390,102 @@ def test_the_search_is_deterministic_holds_the_budget_and_never_ends_worse(insta
     assert (found, loss) == search()
     assert loss == evaluate(found) <= evaluate(start)
     assert cost.predict(found).ms <= budget * (1 + 1e-6)
+
+
+def test_what_sites_lose_together_is_found_out_and_paid_for() -> None:
+    """Each of `a` and `b` loses little alone, but together they lose all: the curves cannot know, the search can."""
+    levels = {s: (8, 16) for s in "abcd"}
+    cost = cost_model(tuple(term(f"k{s}", 1 / 16, Factor(s)) for s in levels), levels)
+    curves = {"a": [0.1, 0.0], "b": [0.1, 0.0], "c": [0.3, 0.0], "d": [0.35, 0.0]}
+
+    def evaluate(chosen) -> float:
+        together = 5.0 * (chosen["a"] == 8 and chosen["b"] == 8)
+        return loss_of(levels, curves, chosen) + together
+
+    additive = solve(levels, curves, cost, 3.0)
+    assert additive == {"a": 8, "b": 8, "c": 16, "d": 16}
+    found, loss = improve(levels, curves, cost, 3.0, evaluate, n_evaluations=16, seed=0, step=lambda: None)
+    assert loss == evaluate(found) == pytest.approx(0.4) and found["c"] == 8 and found["d"] == 16
+
+
+@st.composite
+def planted(draw):
+    """Sites of a few widths over additive times, and pairs that lose more together than each by itself."""
+    n = draw(st.integers(4, 7))
+    levels = {f"s{i}": (4, 8, 12, 16) for i in range(n)}
+    own = draw(st.lists(st.floats(0.05, 1), min_size=n, max_size=n))
+    curves = {s: own[i] * np.array([1.0, 0.5, 0.2, 0.0]) for i, s in enumerate(levels)}
+    pairs = draw(st.lists(st.permutations(list(levels)).map(lambda p: tuple(p[:2])), min_size=1, max_size=3))
+    cost = cost_model((term("rest", 1.0), *(term(f"k{s}", 1 / 16, Factor(s)) for s in levels)), levels)
+
+    def evaluate(chosen) -> float:
+        gone = {s: 1 - k / 16 for s, k in chosen.items()}
+        return loss_of(levels, curves, chosen) + sum(8 * gone[a] * gone[b] for a, b in pairs)
+
+    return levels, curves, cost, evaluate
+
+
+@laws
+@given(planted(), st.floats(0.5, 0.9), st.integers(0, 40), st.integers(0, 3))
+def test_the_search_takes_the_steps_it_was_given_and_builds_no_more(instance, share, n: int, seed: int) -> None:
+    levels, curves, cost, evaluate = instance
+    steps, built = [], []
+
+    def counted(chosen) -> float:
+        built.append(dict(chosen))
+        return evaluate(chosen)
+
+    found, loss = improve(levels, curves, cost, share * cost.dense_ms, counted, n_evaluations=n, seed=seed,
+                          step=lambda: steps.append(len(built)))  # fmt: skip
+    assert len(steps) == n and len(built) <= max(n, 1)
+    assert found in built
+    assert loss == min(evaluate(c) for c in built if cost.predict(c).ms <= share * cost.dense_ms * (1 + 1e-9))
+
+
+def test_the_search_gains_much_where_losses_do_not_add_up() -> None:
+    """Over many planted instances: never worse than the additive answer, and closer to the best there is."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for seed in range(8):
+        levels = {f"s{i}": (8, 16) for i in range(8)}
+        curves = {s: np.array([rng.uniform(0.1, 0.3), 0.0]) for s in levels}
+        pairs = [rng.choice(list(levels), 2, replace=False) for _ in range(5)]
+        cost = cost_model(tuple(term(f"k{s}", 1 / 16, Factor(s)) for s in levels), levels)
+
+        def evaluate(chosen, curves=curves, pairs=pairs, levels=levels) -> float:
+            return loss_of(levels, curves, chosen) + sum(chosen[a] == chosen[b] == 8 for a, b in pairs)
+
+        budget_ms = 6.0
+        best = min(evaluate(c) for at in assignments(levels)
+                   if cost.predict(c := {s: levels[s][i] for s, i in at.items()}).ms <= budget_ms)  # fmt: skip
+        additive = evaluate(solve(levels, curves, cost, budget_ms))
+        _, loss = improve(levels, curves, cost, budget_ms, evaluate, n_evaluations=32, seed=seed, step=lambda: None)
+        assert loss <= additive
+        if additive > best + 0.05:
+            shares.append((additive - loss) / (additive - best))
+    assert len(shares) >= 4 and np.mean(shares) > 0.8
+
+
+def test_a_search_begins_at_the_levels_it_is_given_and_changes_what_the_budget_asks_for() -> None:
+    """Where the curves know nothing of what was found out before, a few evaluations must not lose it."""
+    levels = {s: tuple(range(1, 17)) for s in "abcd"}
+    cost = cost_model(tuple(term(f"k{s}", 1 / 16, Factor(s)) for s in levels), levels)
+    curves = {s: w * (1 - np.arange(1, 17) / 16) for s, w in zip("abcd", (0.1, 0.1, 0.15, 0.15), strict=True)}
+    start = {"a": 16, "b": 4, "c": 4, "d": 16}
+
+    def evaluate(chosen) -> float:
+        return loss_of(levels, curves, chosen) + 5 * (1 - chosen["a"] / 16) * (1 - chosen["b"] / 16)
+
+    def search(budget_ms: float, start=None) -> tuple[list[dict[str, int]], float]:
+        built = []
+        _, loss = improve(levels, curves, cost, budget_ms, lambda c: built.append(c) or evaluate(c), n_evaluations=3,
+                          seed=0, step=lambda: None, start=start)  # fmt: skip
+        return built, loss
+
+    at = cost.predict(start).ms
+    assert search(at, start)[0][0] == start
+    for budget_ms, changes in ((at - 0.12, -2), (at + 0.13, 2)):
+        first = search(budget_ms, start)[0][0]
+        assert sum(first[s] - start[s] for s in levels) == changes
+        assert sum(abs(first[s] - start[s]) for s in levels) == 2
+        assert search(budget_ms, start)[1] < search(budget_ms)[1]
