@@ -81,13 +81,13 @@ def error(capsys, *args: str) -> tuple[int, str]:
 def test_compile_hands_everything_on_and_saves(place, api, capsys):
     assert main(["compile", "net.onnx", "--target-speedup", "2x", "--device", "host", "--calibration", "data", "--seed",
                  "3", "--shape", "a=1x128", "--shape", "b=1", "--threads", "2", "--score", "magnitude",
-                 "--axes", "all"]) == 0
+                 "--axes", "all", "--passes", "width,quantise"]) == 0
     (name, args, options), = api.calls
     assert (name, args) == ("compile", (Path("net.onnx"),))
     assert isinstance(options.pop("progress"), progress.Lines)
     assert options == {"target_speedup": 2.0, "target_latency_ms": None, "device": "host", "calibration": "data",
                        "shapes": {"a": (1, 128), "b": (1,)}, "seed": 3, "threads": 2, "score": "magnitude",
-                       "axes": "all"}
+                       "axes": "all", "passes": "width,quantise"}
     out = capsys.readouterr().out
     assert out.startswith("2.03x faster")
     assert "written to net-compressed: model.onnx, plan.json, report.html, report.json" in out
