@@ -162,5 +162,6 @@ def _evenly(asked: float, used: float, attempt: Callable[[float], Made | Short])
 def _nearest(asked: float, made: list[tuple[float, Made]], best: float, bench: Bench) -> Made:
     """What loses least on feeds held out from calibration."""
     if not made:
+        best = min(best, math.nextafter(asked, 0))  # a product of two measurements, and it was not enough
         raise InfeasibleTarget(f"{asked:g}x is out of reach of both, one after the other", best=best)
     return min((m for _, m in made), key=lambda m: bench.lost(m.data))
