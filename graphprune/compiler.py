@@ -206,13 +206,18 @@ class Compiler:
         return replace(cost, dense_ms=cost.dense_ms * self._rewrites)
 
     def _worth_their_while(self) -> list[Site]:
-        """The sites without the alternatives and ranks that cannot save time, whatever is done elsewhere: a precision
-        that this processor is slower at, say. Nothing is spent on finding out what these would lose."""
+        """The sites without the levels that cannot save time, whatever is done elsewhere (a precision that this
+        processor is slower at), and without alternatives to which another is preferable that is no slower. Nothing is
+        spent on finding out what these would lose."""
         problem, least = Problem(self.levels, self.cost), _LEAST_SAVING * self.cost.dense_ms
         found = []
         for site in self.sites:
-            saves = problem.most_saved(site.name) > least
-            kept = [i for i in range(len(site.levels)) if saves[i] or i == len(site.levels) - 1]
+            last = len(site.levels) - 1
+            worth = problem.most_saved(site.name) > least
+            if not site.ordered:
+                beats = problem.often_faster(site.name) & np.greater.outer(site.prior, site.prior).T
+                worth &= ~beats[:last].any(axis=0)
+            kept = [i for i in range(len(site.levels)) if worth[i] or i == last]
             found.append(replace(site, levels=tuple(site.levels[i] for i in kept),
                                  prior=tuple(site.prior[i] for i in kept)))  # fmt: skip
         return found

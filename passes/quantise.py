@@ -65,7 +65,7 @@ class Quantise:
     def _site(node: ir.Node, about: str, precisions: Iterable[str]) -> Site:
         levels = tuple(i for i, p in enumerate(PRECISIONS) if p in precisions)
         labels = {**{i: PRECISIONS[i] for i in levels}, FLOAT: "float"}
-        prior = tuple(_noise(_BITS[PRECISIONS[i]]) for i in levels)
+        prior = tuple(_noise(PRECISIONS[i]) for i in levels)
         return Site(f"{_PREFIX}{node.name}", (*levels, FLOAT), (*prior, 0.0), f"precision, {about}", (node.name,),
                     False, labels)  # fmt: skip
 
@@ -153,9 +153,10 @@ class Quantise:
             )  # fmt: skip
         return self._known[key]
 
-def _noise(bits: int) -> float:
-    """Relative squared error of rounding a normal variable to a range of eight standard deviations."""
-    return 64 / 12 / 4**bits
+def _noise(precision: str) -> float:
+    """Relative squared error of rounding a normal variable to a range of eight standard deviations, of weights and,
+    where they are rounded, of activations."""
+    return 64 / 12 / 4 ** _BITS[precision] * (1 if "weights" in precision else 2)
 
 
 def _linear(context: Context) -> list[tuple[ir.Node, tuple[str, ...]]]:
