@@ -100,7 +100,9 @@ def print_rows(rows: list[Row], dense: dict[str, float], best: Row | None) -> No
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the chosen model and its report")
-    parser.add_argument("--speedups", type=factors_option, default="1.5,2,3", help="factors to try")
+    parser.add_argument("--speedups", type=factors_option, default="1.3,1.5,2", help="factors to try")
+    parser.add_argument("--passes", default="width", help="width alone takes minutes; depth,width,low-rank,quantise "
+                        "go further at the same quality and take longer")
     parser.add_argument("--samples", type=int, default=240, help="rendered lines to calibrate on")
     parser.add_argument("--strings", type=int, default=300, help="other rendered lines to judge on (at most 600)")
     parser.add_argument("--threads", type=int, default=1, help="threads that the model will run on")
@@ -112,7 +114,8 @@ def main() -> int:
               f"{', '.join(f'{x:g}x' for x in options.speedups)} asked for", soft_wrap=True)  # fmt: skip
     with progress.stage("judge the dense network"):
         dense = quality(task, task.model(), options.strings)
-    shared = compiler_of(task, options.samples, threads=options.threads, seed=options.seed, progress=progress)
+    shared = compiler_of(task, options.samples, threads=options.threads, seed=options.seed, progress=progress,
+                         passes=options.passes)  # fmt: skip
 
     def tried(asked: float) -> Row:
         progress.note(f"{asked:g}x, {seconds(time.monotonic() - started)} after the start")
