@@ -40,7 +40,7 @@ from graphprune.refit import n_stages, refit
 from graphprune.report import Attempt, Report
 from graphprune.search import improve, measure_curves, probe_levels
 from graphprune.sites import Choice, Pass, Site
-from graphprune.solver import Problem, fastest_levels, solve
+from graphprune.solver import Problem
 from graphprune.summary import make_report
 from graphprune.target import Ratio, Target, Timing, speedup
 
@@ -349,7 +349,7 @@ class Compiler:
             return dict(self.full), True
         try:
             if not n_evaluations:
-                return solve(self.levels, self.curves, cost, budget_ms, ordered=self.ordered), True
+                return Problem(self.levels, cost, ordered=self.ordered).solve(self.curves, budget_ms), True
             with self._stage("search", n_evaluations) as step:
                 levels, _ = improve(
                     self.levels,
@@ -365,7 +365,7 @@ class Compiler:
                 )
                 return levels, True
         except InfeasibleTarget:
-            return fastest_levels(self.levels, cost), False
+            return Problem(self.levels, cost, ordered=self.ordered).fastest, False
 
     def _obstacle(self) -> str:
         """Which part of the time no site can change."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.errors import GraphpruneError, UsageError
-from graphprune.feeds import InputSpec, _first_line, _import, _working_folder_on_path, check_feed
+from graphprune.feeds import InputSpec, check_feed, first_line, import_named, working_folder_on_path
 from graphprune.report import Metric, number
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]]
@@ -43,9 +43,9 @@ def resolve(source: str | Function) -> tuple[Function, str]:
     if not (module and colon and name) or {"/", "\\"} & set(source):
         fix = "write module:function, as metrics:accuracy for accuracy() in metrics.py of this folder"
         raise UsageError("not the name of a function", at=f"--evaluate {source}", fix=fix)
-    with _working_folder_on_path():
+    with working_folder_on_path():
         try:
-            function = _import(module, name, source)
+            function = import_named(module, name, source)
         except UsageError as error:
             raise _not_found(error, module, name) from error
     if not callable(function):
@@ -106,14 +106,14 @@ class Evaluation:
 
     def _call(self, run: Run) -> Any:
         try:
-            with _working_folder_on_path():  # the function may import more of the folder it was found in
+            with working_folder_on_path():  # the function may import more of the folder it was found in
                 return self.function(run)
         except GraphpruneError:
             raise
         except (Exception, SystemExit) as error:
             frames = traceback.extract_tb(error.__traceback__)
             at = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-            what = f"the evaluation raised {type(error).__name__}: {_first_line(error)}"
+            what = f"the evaluation raised {type(error).__name__}: {first_line(error)}"
             raise UsageError(what, at=self.where + at, fix=_FIX) from error
 
     def _checked(self, given: Any) -> dict[str, float]:

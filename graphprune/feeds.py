@@ -80,8 +80,8 @@ def _load_text(source: str | Path, inputs: Sequence[InputSpec], limit: int | Non
         return _unstack(_read_npz(Path(text)), inputs, limit, where=text)
     module, colon, name = text.partition(":")
     if isinstance(source, str) and colon and module and name and not {"/", "\\"} & set(text):
-        with _working_folder_on_path():
-            return _load_objects(_import(module, name, text), inputs, limit, where=text)
+        with working_folder_on_path():
+            return _load_objects(import_named(module, name, text), inputs, limit, where=text)
     parent = Path(text).parent
     siblings = os.listdir(parent) if parent.is_dir() else []
     raise UsageError("calibration data not found", at=text, fix=_nearest(Path(text).name, siblings) or _how(inputs))
@@ -109,7 +109,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     except UsageError:
         raise
     except Exception as error:  # a hostile file can make zipfile and numpy raise almost anything
-        raise UsageError(f"not a readable .npz file: {_first_line(error)}", at=str(path),
+        raise UsageError(f"not a readable .npz file: {first_line(error)}", at=str(path),
                          fix="write it again with numpy.savez") from error
 
 
@@ -121,7 +121,7 @@ def _read_array(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Any:
         if "pickle" in str(error).lower():
             raise UsageError("the array holds Python objects, which are refused because loading them could run code",
                              at=at, fix="save plain numeric arrays: numpy.asarray(x, dtype=...)") from error
-        raise UsageError(f"not a readable array: {_first_line(error)}", at=at,
+        raise UsageError(f"not a readable array: {first_line(error)}", at=at,
                          fix="the file is damaged, write it again with numpy.savez") from error
 
 
@@ -191,11 +191,11 @@ def _draw(source: Any, limit: int | None, where: str) -> Iterator[Any]:
 def _user_code_failed(error: BaseException, where: str) -> UsageError:
     frames = traceback.extract_tb(error.__traceback__)
     last = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-    return UsageError(f"the calibration source raised {type(error).__name__}: {_first_line(error)}",
+    return UsageError(f"the calibration source raised {type(error).__name__}: {first_line(error)}",
                       at=where + last, fix="it must give an iterable of feeds: input name -> array")
 
 
-def _import(module_name: str, name: str, text: str) -> Any:
+def import_named(module_name: str, name: str, text: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -214,7 +214,7 @@ def _import(module_name: str, name: str, text: str) -> Any:
 
 
 @contextmanager
-def _working_folder_on_path() -> Iterator[None]:
+def working_folder_on_path() -> Iterator[None]:
     here = os.getcwd()
     sys.path.insert(0, here)
     importlib.invalidate_caches()
@@ -255,7 +255,7 @@ def _as_array(value: Any, spec: InputSpec, where: str) -> np.ndarray:
     try:
         array = np.asarray(value, order="C")
     except Exception as error:  # ragged lists, tensors on another device: any __array__ of the user's
-        raise UsageError(f"not an array: {_first_line(error)}", at=at, fix=f"the model takes {spec}") from error
+        raise UsageError(f"not an array: {first_line(error)}", at=at, fix=f"the model takes {spec}") from error
     if spec.dtype.kind in "OUT" and array.dtype.kind in "UT":
         return array.astype(object)
     if array.dtype.newbyteorder("=") != spec.dtype:
@@ -424,7 +424,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
