@@ -7,7 +7,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,9 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _WARM_RUNS = 2
 _BLOCK_SECONDS = 0.02
 _IN_MEMORY_BYTES = 1_800_000_000  # a protobuf message ends at 2 GiB
+_LARGE_BYTES = 65_536
+_IN_MEMORY = "in memory"
+_LARGE_TYPES = {"float", "double", "float16", "int8", "uint8", "int16", "uint16", "int32", "int64"}
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
     "tensor(string)": "object", **{f"tensor({sign}int{bits})": f"{sign}int{bits}"
@@ -46,8 +49,8 @@ def _quiet_run() -> ort.RunOptions:
 class Session:
     """A model loaded in ONNX Runtime; see `backends.base.Executable`."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, weights: Mapping[str, ort.OrtValue] | None = None) -> None:
+        self._session, self._weights = session, weights  # the session refers to weights that it does not own
         self.inputs = {i.name: (np.dtype(_DTYPES.get(i.type, "object")), tuple(i.shape)) for i in session.get_inputs()}
         self.outputs = [o.name for o in session.get_outputs()]
 
@@ -98,7 +101,11 @@ class OnnxRuntime:
         self.threads = threads
 
     def load(self, model: Model, *, optimise: bool = True) -> Session:
-        return Session(self._session(model, self._options(optimise)))
+        options, weights = self._options(optimise), {}
+        if isinstance(model, ir.Model):
+            model, weights = _apart(model)
+            options.add_external_initializers(list(weights), list(weights.values()))
+        return Session(self._session(model, options), weights)
 
     def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
@@ -198,12 +205,32 @@ def _loadable(model: Model, folder: Path) -> bytes | str:
             return model.SerializeToString()
         model = ir.from_proto(model)
     tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    tensors = [t for t in tensors if not (isinstance(t, ir.ExternalTensor) and t.location == _IN_MEMORY)]
     external = any(isinstance(t, ir.ExternalTensor) for t in tensors)
     if external or sum(t.nbytes for t in tensors) >= _IN_MEMORY_BYTES:
         path = folder / "model.onnx"
         ir.save(model, path, external_data="weights.bin")
         return str(path)
     return ir.to_proto(model).SerializeToString()
+
+
+def _apart(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
+    """The model without its large weights or those in other files, and these, where they are in memory: to write and
+    read them takes longer than to run most candidates."""
+    weights: dict[str, ort.OrtValue] = {}
+    light = model.clone()
+    for name, value in light.graph.initializers.items():
+        tensor = value.const_value
+        external = isinstance(tensor, ir.ExternalTensor)
+        if tensor is None or not (external or tensor.nbytes >= _LARGE_BYTES):
+            continue
+        if tensor.dtype.name.lower() not in _LARGE_TYPES:
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=name) if external else tensor
+        else:
+            weights[name] = ort.OrtValue.ortvalue_from_numpy(np.require(tensor.numpy(), requirements=["C", "A"]))
+            value.const_value = ir.ExternalTensor(_IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape,
+                                                  name=name)  # fmt: skip
+    return light, weights
 
 
 def _graph_of(model: Model) -> ir.Graph:

@@ -71,7 +71,7 @@ def _shapes(typed: Iterable[Mapping[str, list[int]]]) -> tuple[tuple[int, ...], 
 def named(found: Iterable[Kernel], graph: ir.Graph) -> list[Kernel]:
     """Kernels under names that depend only on what they do: that of the node of `graph` they stand for (of a fused
     convolution, the convolution); where the runtime made one up, as changes of layout are, "OP after KERNEL". Names are
-    unique."""
+    unique. An operator for weights of several widths is several: "OP, 4 bits"."""
     names = _Names(graph)
     kernels, before, seen = list(found), "", Counter()
     stems = [_MADE_UP.sub("", k.name).removeprefix(_FUSED) for k in kernels]
@@ -84,6 +84,8 @@ def named(found: Iterable[Kernel], graph: ir.Graph) -> list[Kernel]:
             name = f"{kernel.op} after {before}" if before else f"{kernel.op} at the start"
         else:
             name = own
+            if (bits := names.nodes[own].attributes.get("bits")) is not None and kernel.op == names.nodes[own].op_type:
+                kernel = replace(kernel, op=f"{kernel.op}, {bits.value} bits")
         seen[name] += 1
         result.append(replace(kernel, name=f"{name} {seen[name]}" if seen[name] > 1 else name))
     return result

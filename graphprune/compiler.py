@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from graphprune.edit import shrink
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.feeds import Feed
 from graphprune.files import publish
+from graphprune.likeness import surroundings
 from graphprune.load import save_bytes
 from graphprune.nearness import sites_near
 from graphprune.oracles import TOLERANCE, Check, certify, compare
+from graphprune.parallel import in_order
 from graphprune.plan import Plan
 from graphprune.prepare import (
     Data,
@@ -155,7 +157,7 @@ class Compiler:
         self.levels = {s.name: s.levels for s in self.sites}
         self._reference = Reference(outputs_of(self.context.load(prepared.model), self._judged), self.kinds)
         with self._stage("probe", sum(len(probe_levels(s)) for s in self.sites)) as step:
-            self.curves = measure_curves(self.sites, self.loss, step)
+            self.curves = measure_curves(self.sites, self.losses, step)
 
     def _make_context(self, score: str, compensate: bool) -> Context:
         """The context of the passes, its free bases turned where readers will be solved again."""
@@ -191,6 +193,7 @@ class Compiler:
                 switches=[s.name for s in self.sites if not s.ordered],
                 replacing=[s.name for s in self.sites if s.replaces],
                 near=sites_near(self.context.model.graph, self.sites),
+                alike=surroundings(self.context.model.graph, self.sites),
                 seed=self.seed,
                 seconds=_PRICING_SECONDS + _PRICING_SECONDS_PER_SITE * len(self.sites),
                 progress=report,
@@ -251,8 +254,12 @@ class Compiler:
         model = apply(self.context, self.passes, self.choose(levels), solve=False)
         return save_bytes(lowered(self.backend, model, self.lowerings))
 
-    def loss(self, levels: Mapping[str, int]) -> float:
-        """Output divergence at these levels on calibration feeds, readers solved again."""
+    def losses(self, candidates: Iterable[Mapping[str, int]]) -> Iterator[float]:
+        """Output divergences at these levels on calibration feeds, readers solved again. Not timed, so all cores are
+        taken, whatever the model is going to run on."""
+        return in_order(self._loss, candidates)
+
+    def _loss(self, levels: Mapping[str, int]) -> float:
         key = tuple(levels[s.name] for s in self.sites)
         if key not in self._losses:
             self._losses[key] = self._divergence(apply(self.context, self.passes, self.choose(levels)))
@@ -356,7 +363,7 @@ class Compiler:
                     self.curves,
                     cost,
                     budget_ms,
-                    self.loss,
+                    self.losses,
                     ordered=self.ordered,
                     start=start,
                     n_evaluations=n_evaluations,

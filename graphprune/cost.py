@@ -16,6 +16,7 @@ import numpy as np
 
 from graphprune.cost_fit import Sample, fit
 from graphprune.cost_model import CostModel, Counts, Factor, Monomial, Term
+from graphprune.cost_presence import Surroundings
 from graphprune.target import Kernel, Timing, speedup
 
 __all__ = ["CostModel", "Factor", "Monomial", "Prices", "Term", "measure_cost", "measure_prices", "random_plan"]
@@ -55,6 +56,7 @@ class Prices:
     levels: Mapping[str, Sequence[int]]
     switches: Collection[str]
     near: Mapping[str, Sequence[Sequence[str]]] | None
+    alike: Sequence[Surroundings]
     fingerprint: str
     seconds: float
     model: CostModel = field(init=False)
@@ -63,7 +65,7 @@ class Prices:
         self.fit()
 
     def fit(self) -> CostModel:
-        terms, spread = fit(self.samples, self.levels, self.switches, self.near)
+        terms, spread = fit(self.samples, self.levels, self.switches, self.near, self.alike)
         self.model = CostModel(
             kernels=terms,
             overhead_ms=0.0,
@@ -94,6 +96,7 @@ def measure_prices(
     switches: Collection[str] = (),
     replacing: Collection[str] = (),
     near: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    alike: Sequence[Surroundings] = (),
     seed: int = 0,
     seconds: float = 40.0,
     progress: Progress = lambda fraction, text: None,
@@ -103,9 +106,9 @@ def measure_prices(
 
     sizes: site -> the level that leaves it whole; levels: site -> levels it may take, the whole one last. switches:
     sites whose levels are alternatives rather than sizes. replacing: sites that put other nodes in place; mostly left
-    whole. near: node or value name -> rings of sites that may decide whether its kernels are there (see
-    `cost_presence`). Stops drawing plans after `seconds`. progress receives the fraction done and a line
-    of text.
+    whole. near: node or value name -> rings of sites that may decide whether its kernels are there; alike: the nodes
+    whose kernels follow the same rules where the same sites are around them (see `cost_presence`). Stops drawing plans
+    after `seconds`. progress receives the fraction done and a line of text.
     """
     started = time.perf_counter()
     dense_model = build(sizes)
@@ -125,7 +128,7 @@ def measure_prices(
         base, pruned = backend.measure([dense, model], feed, min_rounds=4, spread=0.015, max_seconds=0.4)
         samples.append(Sample(dict(counts), kernels, dense_ms / speedup(base, pruned).value))
     allowed = {g: sorted({*levels.get(g, ()), n}) for g, n in sizes.items()}
-    prices = Prices(samples, allowed, switches, near, backend.fingerprint(), time.perf_counter() - started)
+    prices = Prices(samples, allowed, switches, near, alike, backend.fingerprint(), time.perf_counter() - started)
     progress(1.0, f"{len(prices.model.kernels)} terms from {len(samples)} plans")
     return prices
 

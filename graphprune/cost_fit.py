@@ -9,7 +9,7 @@ is there at all is learnt from the samples too (`cost_presence`): what a runtime
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, pairwise, product
 
@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from scipy.stats import theilslopes
 
 from graphprune.cost_model import Factor, Monomial, Presence, Term, scaled
-from graphprune.cost_presence import presences
+from graphprune.cost_presence import Role, Surroundings, presences
 from graphprune.target import Kernel
 
 _STEPS = (1, 8, 16, 64)  # vector and block widths that kernels round up to
@@ -28,6 +28,8 @@ _LARGEST_DRIFT = 0.25
 _MOST_ADDED_MS = 0.005  # by profiling, to one kernel
 _LEAST_MS = 1e-4  # the profiler counts whole microseconds
 _OUTLIER, _OUTLIER_MS = 1.5, 0.02
+_DOUBT = 1.0
+"""Samples of a kernel weigh so many of those that share its fit."""
 Extent = tuple[Monomial, ...]
 
 
@@ -42,14 +44,14 @@ class Sample:
 
 def fit(
     samples: Sequence[Sample], levels: Mapping[str, Sequence[int]] | None = None, switches: Collection[str] = (),
-    near: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    near: Mapping[str, Sequence[Sequence[str]]] | None = None, alike: Sequence[Surroundings] = (),
 ) -> tuple[tuple[Term, ...], float]:  # fmt: skip
     """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit.
 
-    levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes. near:
-    see `cost_presence.presences`.
+    levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes. near,
+    alike: see `cost_presence.presences`.
     """
-    aligned = _Aligned(samples, levels or {}, frozenset(switches), near)
+    aligned = _Aligned(samples, levels or {}, frozenset(switches), near, alike)
     everything = np.arange(len(aligned.samples))
     aligned.settle(_terms(aligned, everything))
     return _terms(aligned, everything), _left_out_spread(aligned)
@@ -61,12 +63,11 @@ class _Aligned:
 
     def __init__(
         self, samples: Sequence[Sample], levels: Mapping[str, Sequence[int]], switches: frozenset[str],
-        near: Mapping[str, Sequence[Sequence[str]]] | None = None,
+        near: Mapping[str, Sequence[Sequence[str]]] | None = None, alike: Sequence[Surroundings] = (),
     ) -> None:  # fmt: skip
         runs = [{(k.name, k.op): k for k in s.kernels} for s in samples]
-        found = presences(runs, [s.counts for s in samples], levels, switches, near)
-        self.names = [key.name for key in found]
-        self.presences = list(found.values())
+        explained = presences(runs, [s.counts for s in samples], levels, switches, near, alike)
+        found = list(explained.rules)
         self.ms = np.zeros((len(found), len(samples)))
         row = {(key.name, op): i for i, key in enumerate(found) for op in key.ops}
         for column, run in enumerate(runs):
@@ -80,21 +81,20 @@ class _Aligned:
         self.total_ms = total_ms[kept]
         samples = self.samples = [samples[b] for b in kept]
         runs = [runs[b] for b in kept]
-        has = [[any((key.name, op) in run for op in key.ops) for run in runs] for key in found]
-        self.present = [np.flatnonzero(h) for h in has]
-        self.kernels = [[next(runs[b][key.name, op] for op in key.ops if (key.name, op) in runs[b]) for b in p]
-                        for key, p in zip(found, self.present, strict=True)]  # fmt: skip
-        some = [i for i, p in enumerate(self.present) if len(p)]
-        if len(some) < len(found):  # all samples that had it were disturbed
-            self.ms = self.ms[some]
-            for name in ("names", "presences", "present", "kernels"):
-                setattr(self, name, [getattr(self, name)[i] for i in some])
         self.counts = {g: np.array([s.counts[g] for s in samples], dtype=np.int64) for g in sorted(samples[0].counts)}
         self.sizes = [g for g in self.counts if g not in switches]
         self._columns = np.array([self.counts[g] for g in self.sizes], dtype=np.int64)
         self._columns = self._columns.reshape(len(self.sizes), len(samples)).T
         self._extents: dict[tuple[bytes, bytes], Extent] = {}
-        self.pools = self._pools()
+        has = [[any((key.name, op) in run for op in key.ops) for run in runs] for key in found]
+        self.present = [np.flatnonzero(h) for h in has]
+        self.kernels = [[next(runs[b][key.name, op] for op in key.ops if (key.name, op) in runs[b]) for b in p]
+                        for key, p in zip(found, self.present, strict=True)]  # fmt: skip
+        self.names = [key.name for key in found]
+        self.ops = [min(key.ops) for key in found]
+        self.presences = list(explained.rules.values())
+        number = {key: i for i, key in enumerate(found)}
+        self.pools = self._pools([[(number[key], sites) for key, sites in members] for members in explained.families])
 
     def at(self, samples: np.ndarray) -> dict[str, np.ndarray]:
         """The counts of some samples."""
@@ -109,11 +109,19 @@ class _Aligned:
         self.ms = np.minimum(self.ms, _OUTLIER * predicted + _OUTLIER_MS)
         self.ms *= self.total_ms / self.ms.sum(axis=0)
 
-    def _pools(self) -> list[_Pool]:
-        patterns = [self._pattern(ks, p) for ks, p in zip(self.kernels, self.present, strict=True)]
+    def _pools(self, families: Sequence[Sequence[tuple[int, Mapping[Role, str]]]]) -> list[_Pool]:
+        """Kernels that share a fit. Those that no sample has, or none that was not disturbed, are priced with their
+        family or not at all."""
+        patterns: dict[int, tuple[tuple[object, ...], list[Extent]]] = {}
+        for number, members in enumerate(families):
+            if len(members) > 1:
+                patterns |= self._family_patterns(number, members)
+        for i, (kernels, present) in enumerate(zip(self.kernels, self.present, strict=True)):
+            if i not in patterns and len(present):
+                patterns[i] = self._pattern(kernels, present)
         by_key: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for i, (key, _) in enumerate(patterns):
-            by_key[key].append(i)
+        for i in sorted(patterns):
+            by_key[patterns[i][0]].append(i)
         pools = []
         for members in by_key.values():
             features = [dict(_features(patterns[i][1])) for i in members]
@@ -123,35 +131,74 @@ class _Aligned:
             for i, own in zip(members, expressions, strict=True):
                 counts, ones = self.at(self.present[i]), np.ones(len(self.present[i]))
                 values.append(np.column_stack([sum(m.at(counts) for m in e) * ones for e in own]))
-            pools.append(_Pool(members, expressions, values))
+            if any(len(v) for v in values):
+                pools.append(_Pool(members, expressions, values))
         return pools
+
+    def _family_patterns(
+        self, number: int, members: Sequence[tuple[int, Mapping[Role, str]]]
+    ) -> dict[int, tuple[tuple[object, ...], list[Extent]]]:  # fmt: skip
+        """The pattern of kernels of nodes alike, from all their samples together: what the axes depend on is said in
+        roles, exactly, of all axes or of those of the first input and output. Nothing where that cannot be."""
+        kernels = [kernel for i, _ in members for kernel in self.kernels[i]]
+        if not kernels:
+            return {}
+        common = set.intersection(*(set(sites) for _, sites in members))
+        roles = [role for role, site in members[0][1].items() if role in common and site in self.sizes]
+        counts = np.concatenate([
+            np.array([self.counts[sites[r]][self.present[i]] for r in roles], np.int64)
+            .reshape(len(roles), len(self.present[i])).T
+            for i, sites in members
+        ])  # fmt: skip
+        tried = [([(*k.inputs, *k.outputs) for k in kernels], ()),
+                 ([(*k.inputs[:1], *k.outputs[:1]) for k in kernels], (number,))]  # fmt: skip
+        for shapes, mark in tried:
+            if len({tuple(len(s) for s in each) for each in shapes}) == 1:
+                key, extents = _pattern_of(shapes, lambda column: _exact(column, roles, counts))
+                if all(e is not None for e in extents):
+                    op = self.ops[members[0][0]]
+                    return {i: ((op, *mark, *key), [_renamed(e, sites) for e in extents]) for i, sites in members}
+        return {}
 
     def _pattern(self, kernels: Sequence[Kernel], present: np.ndarray) -> tuple[tuple[object, ...], list[Extent]]:
         """Operator and shapes with each varying axis replaced by the number of its extent, and those extents."""
-        shapes = [(*k.inputs, *k.outputs) for k in kernels]
-        if len({tuple(len(s) for s in each) for each in shapes}) > 1:
-            shapes = [(*k.inputs[:1], *k.outputs[:1]) for k in kernels]  # what is fused with it comes and goes
-        if len({tuple(len(s) for s in each) for each in shapes}) > 1:
-            shapes = [() for _ in kernels]
-        axes = np.array([[d for s in each for d in s] for each in shapes], dtype=np.int64).reshape(len(kernels), -1)
-        key: list[object] = [kernels[0].op, tuple(len(s) for s in shapes[0])]
-        columns: list[np.ndarray] = []
-        for axis in axes.T:
-            if (axis == axis[0]).all():
-                key.append(int(axis[0]))
-                continue
-            known = next((i for i, c in enumerate(columns) if (c == axis).all()), None)
-            if known is None:
-                known = len(columns)
-                columns.append(axis)
-            key.append(f"v{known}")
-        extents = []
-        for column in columns:
+        def known(column: np.ndarray) -> Extent:
             at = (present.tobytes(), column.tobytes())
             if at not in self._extents:
                 self._extents[at] = extent(column, self.sizes, self._columns[present])
-            extents.append(self._extents[at])
-        return tuple(key), extents
+            return self._extents[at]
+
+        key, extents = _pattern_of(_shapes(kernels), known)
+        return (kernels[0].op, *key), extents
+
+
+def _shapes(kernels: Sequence[Kernel]) -> list[tuple[tuple[int, ...], ...]]:
+    """Of inputs and outputs of a kernel in some samples, as many as it has in all."""
+    shapes = [(*k.inputs, *k.outputs) for k in kernels]
+    if len({tuple(len(s) for s in each) for each in shapes}) > 1:
+        shapes = [(*k.inputs[:1], *k.outputs[:1]) for k in kernels]  # what is fused with it comes and goes
+    if len({tuple(len(s) for s in each) for each in shapes}) > 1:
+        shapes = [() for _ in kernels]
+    return shapes
+
+
+def _pattern_of(
+    shapes: Sequence[tuple[tuple[int, ...], ...]], explain: Callable[[np.ndarray], Extent | None]
+) -> tuple[tuple[object, ...], list[Extent | None]]:
+    """Shapes of samples as one, each varying axis replaced by the number of what explains it."""
+    axes = np.array([[d for s in each for d in s] for each in shapes], dtype=np.int64).reshape(len(shapes), -1)
+    key: list[object] = [tuple(len(s) for s in shapes[0])]
+    columns: list[np.ndarray] = []
+    for axis in axes.T:
+        if (axis == axis[0]).all():
+            key.append(int(axis[0]))
+            continue
+        known = next((i for i, c in enumerate(columns) if (c == axis).all()), None)
+        if known is None:
+            known = len(columns)
+            columns.append(axis)
+        key.append(f"v{known}")
+    return tuple(key), [explain(column) for column in columns]
 
 
 @dataclass(frozen=True)
@@ -189,6 +236,11 @@ def extent(axis: np.ndarray, groups: Sequence[str], counts: np.ndarray) -> Exten
     Tried in order: one group, exactly, rounded up or not; a product of two; a sum of several, exactly or as closely
     as least squares gets.
     """
+    return _exact(axis, groups, counts) or _sum(axis, groups, counts)
+
+
+def _exact(axis: np.ndarray, groups: Sequence[Hashable], counts: np.ndarray) -> Extent | None:
+    """An axis as one group, rounded up or not, or as the product of two."""
     for step, (i, group) in product((1, 4, 8, 16, 32), enumerate(groups)):
         if factor := _single(axis, group, counts[:, i], step):
             return (Monomial(1.0, (factor,)),)
@@ -196,7 +248,12 @@ def extent(axis: np.ndarray, groups: Sequence[str], counts: np.ndarray) -> Exten
         ratio = axis / (counts[:, i] * counts[:, j])
         if np.ptp(ratio) < 1e-9:
             return (Monomial(float(ratio[0]), (Factor(a), Factor(b))),)
-    return _sum(axis, groups, counts)
+    return None
+
+
+def _renamed(expression: Extent, names: Mapping[Hashable, str]) -> Extent:
+    """The same with other names for its groups."""
+    return tuple(replace(m, factors=tuple(replace(f, group=names[f.group]) for f in m.factors)) for m in expression)
 
 
 def _single(axis: np.ndarray, group: str, count: np.ndarray, step: int) -> Factor | None:
@@ -262,7 +319,7 @@ def _terms(aligned: _Aligned, chosen: np.ndarray) -> tuple[Term, ...]:
         for i, expressions, scale in zip(pool.members, pool.expressions, scales, strict=True):
             parts = [scaled(expressions[j], float(weights[j] * scale)) for j in nonzero]
             monomials = [m for part in parts for m in part]
-            terms[i] = _split(aligned.names[i], aligned.kernels[i][0].op, monomials, aligned.presences[i])
+            terms[i] = _split(aligned.names[i], aligned.ops[i], monomials, aligned.presences[i])
     ordered = [term for i in sorted(terms) for term in terms[i]]
     factor = float(np.median(aligned.total_ms[chosen] / _total(ordered, aligned)[chosen]))
     return tuple(replace(t, monomials=scaled(t.monomials, factor)) for t in ordered)
@@ -270,8 +327,7 @@ def _terms(aligned: _Aligned, chosen: np.ndarray) -> tuple[Term, ...]:
 
 def _by_kernel(aligned: _Aligned, terms: Sequence[Term]) -> dict[int, list[Term]]:
     """The terms of every kernel."""
-    row = {(name, ks[0].op, p): i for i, (name, ks, p) in
-           enumerate(zip(aligned.names, aligned.kernels, aligned.presences, strict=True))}  # fmt: skip
+    row = {key: i for i, key in enumerate(zip(aligned.names, aligned.ops, aligned.presences, strict=True))}
     found: dict[int, list[Term]] = defaultdict(list)
     for term in terms:
         found[row[term.name, term.op, term.presence]].append(term)
@@ -327,7 +383,8 @@ def _fit_pool(values: Sequence[np.ndarray], ms: Sequence[np.ndarray]) -> tuple[n
         trust = np.sqrt(np.minimum(1.0, width / np.maximum(np.abs(error), 1e-12)))
         bounds = np.cumsum([0, *(len(v) for v in values)])
         ratios = times / predicted
-        scales = scales * np.array([np.median(ratios[a:b]) if b > a else 1.0 for a, b in pairwise(bounds)])
+        own = [np.median(ratios[a:b]) ** ((b - a) / (b - a + _DOUBT)) if b > a else 1.0 for a, b in pairwise(bounds)]
+        scales = scales * np.array(own)
         scales /= np.exp(np.log(scales).mean())
     return scales, weights / norms
 

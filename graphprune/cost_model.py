@@ -113,8 +113,9 @@ class Term:
     presence: Presence = Presence()
 
     def ms(self, counts: Counts) -> float:
-        """Milliseconds at these levels; counts may be integer arrays that broadcast, the result then is one too."""
-        return sum(m.at(counts) for m in self.monomials) * self.presence.at(counts)
+        """Milliseconds at these levels, never less than none; counts may be integer arrays that broadcast, the result
+        then is one too."""
+        return np.maximum(sum(m.at(counts) for m in self.monomials), 0.0) * self.presence.at(counts)
 
 
 @dataclass(frozen=True)

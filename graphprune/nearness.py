@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from graphprune.sites import Site
 
-_HOPS = 4
-_RINGS = (0, 2, _HOPS)
-_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+HOPS = 4
+_RINGS = (0, 2, HOPS)
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def sites_near(graph: ir.Graph, sites: Iterable[Site]) -> Mapping[str, tuple[tuple[str, ...], ...]]:
@@ -41,7 +41,7 @@ def _around(start: list[ir.Node]) -> dict[ir.Node, int]:
     while waiting:
         node = waiting.popleft()
         d = distance[node]
-        if d == _HOPS or (d and node.op_type in _LINEAR):
+        if d == HOPS or (d and node.op_type in LINEAR):
             continue
         behind = [use.node for y in node.outputs for use in y.uses()]
         before = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]

@@ -6,7 +6,7 @@ because these do not add up either, candidates near the solution are built, run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,14 +16,17 @@ from graphprune.sites import Site
 from graphprune.solver import Problem
 
 Levels = Mapping[str, int]
-Evaluate = Callable[[Levels], float]
-"""Output divergence of the model built at these levels."""
+Evaluate = Callable[[Iterable[Levels]], Iterator[float]]
+"""Output divergences of the models built at these levels, in their order."""
 
 _NOISE = 0.5
 _FEWEST = 8
 """Evaluations that are kept for candidates rather than corrections."""
+_TOGETHER = 4
+"""Candidates that are shaken from one centre, so that they can be built and run at the same time."""
 _MOST_CORRECTION = 2.0
 _GAIN = 0.5
+_NEVER = 1e3
 
 
 def probe_levels(site: Site) -> list[int]:
@@ -57,16 +60,14 @@ def curve(site: Site, measured: Mapping[int, float]) -> np.ndarray:
 def measure_curves(sites: Sequence[Site], evaluate: Evaluate, step: Callable[[], None]) -> dict[str, np.ndarray]:
     """The loss curve of every site, measured with all others left whole."""
     full = {s.name: s.full for s in sites}
-    curves = {}
-    for site in sites:
-        measured = {}
-        for i in probe_levels(site):
-            measured[i] = evaluate({**full, site.name: site.levels[i]})
-            step()
-        finite = {i: d for i, d in measured.items() if np.isfinite(d)}
+    wanted = [(site, i) for site in sites for i in probe_levels(site)]
+    measured: dict[str, dict[int, float]] = {site.name: {} for site in sites}
+    found = evaluate({**full, site.name: site.levels[i]} for site, i in wanted)
+    for (site, i), divergence in zip(wanted, found, strict=True):
         # A level at which the output is not finite must never be chosen; a large number keeps the program bounded.
-        curves[site.name] = curve(site, {**{i: 1e3 for i in measured}, **finite})
-    return curves
+        measured[site.name][i] = divergence if np.isfinite(divergence) else _NEVER
+        step()
+    return {site.name: curve(site, measured[site.name]) for site in sites}
 
 
 def improve(
@@ -85,36 +86,48 @@ def improve(
     problem = Problem(levels, cost, ordered=ordered)
     left = n_evaluations
 
-    def spend(candidate: Levels) -> float:
+    def spend(candidates: Iterable[Levels]) -> list[float]:
         nonlocal left
-        left -= 1
-        step()
-        return evaluate(candidate)
+        found = []
+        for loss in evaluate(candidates):
+            left -= 1
+            step()
+            found.append(loss)
+        return found
+
+    def answers(shaken: Sequence[Mapping[str, float]]) -> list[tuple[dict[str, int], Mapping[str, float]]]:
+        """The answers to curves multiplied by such factors that were not seen yet, with those; others are spent."""
+        nonlocal left
+        new = []
+        for weights in shaken:
+            weighted = {s: np.exp(weights[s]) * np.asarray(curves[s]) for s in levels}
+            candidate = problem.solve(weighted, budget_ms, best)
+            if tuple(candidate.values()) in seen:
+                left -= 1
+                step()
+            else:
+                seen.add(tuple(candidate.values()))
+                new.append((candidate, weights))
+        return new
 
     best = problem.solve(curves if start is None else _staying(start, levels, curves), budget_ms, start)
     if not n_evaluations:
-        return best, evaluate(best)
-    best_loss = spend(best)
-    centre = dict.fromkeys(levels, 0.0)  # logarithms of what the curves are multiplied by
+        return best, next(iter(evaluate([best])))
+    (best_loss,) = spend([best])
+    centre: Mapping[str, float] = dict.fromkeys(levels, 0.0)  # logarithms of what the curves are multiplied by
     seen = {tuple(best.values())}
     tried_here = False
     while left > 0:
         if not tried_here and left > _FEWEST:
             measured = _corrections(best, best_loss, levels, curves, spend, left - _FEWEST // 2)
-            weights = {s: measured.get(s, centre[s]) for s in levels}
+            new = answers([{s: measured.get(s, centre[s]) for s in levels}])
         else:
-            weights = {s: w + _NOISE * float(rng.standard_normal()) for s, w in centre.items()}
+            new = answers([{s: w + _NOISE * float(rng.standard_normal()) for s, w in centre.items()}
+                           for _ in range(min(_TOGETHER, left))])  # fmt: skip
         tried_here = True
-        weighted = {s: np.exp(weights[s]) * np.asarray(curves[s]) for s in levels}
-        candidate = problem.solve(weighted, budget_ms, best)
-        if tuple(candidate.values()) in seen:
-            left -= 1
-            step()
-            continue
-        seen.add(tuple(candidate.values()))
-        loss = spend(candidate)
-        if loss < best_loss:
-            best, best_loss, centre, tried_here = candidate, loss, weights, False
+        for (candidate, weights), loss in zip(new, spend(candidate for candidate, _ in new), strict=True):
+            if loss < best_loss:
+                best, best_loss, centre, tried_here = candidate, loss, weights, False
     return best, best_loss
 
 
@@ -134,14 +147,14 @@ def _staying(
 
 def _corrections(
     at: Levels, loss: float, levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray],
-    spend: Evaluate, most: int,
+    spend: Callable[[Iterable[Levels]], list[float]], most: int,
 ) -> dict[str, float]:  # fmt: skip
     """For the sites that were expected to lose most at these levels, `most` of them at most: the logarithm of what each
     really loses there over what was expected."""
     expected = {s: float(curves[s][list(levels[s]).index(k)]) for s, k in at.items() if k != levels[s][-1]}
+    asked = sorted(expected, key=lambda s: (-expected[s], s))[:most]
     found = {}
-    for s in sorted(expected, key=lambda s: (-expected[s], s))[:most]:
-        gain = loss - spend({**at, s: levels[s][-1]})
-        floor = max(expected[s], 1e-3 * loss, 1e-12)
+    for s, without in zip(asked, spend({**at, s: levels[s][-1]} for s in asked), strict=True):
+        gain, floor = loss - without, max(expected[s], 1e-3 * loss, 1e-12)
         found[s] = float(np.clip(np.log(max(gain, 1e-12) / floor), -_MOST_CORRECTION, _MOST_CORRECTION))
     return found

@@ -27,7 +27,7 @@ _SECONDS, _MOST_SECONDS = 4.0, 10.0
 _GAP = 5e-3
 _LITTLE = 4e-3
 """Of the dense time: kernels over many sites that take no more are not worth a variable for every combination."""
-_MOST_VARIABLES = 8_000
+_MOST_VARIABLES, _FEW_VARIABLES = 8_000, 1_000
 _ROUNDS = 6
 _KINDS, _NEARLY_ALL = 24, 0.9
 _STEPS = 2
@@ -138,8 +138,8 @@ class Problem:
     ) -> dict[str, int]:
         """Minimise the sum of loss[site][i] over the chosen levels[site][i], predicted time at most budget_ms.
 
-        around: only look at sizes within a few steps of what a descent from there finds, which is quicker. Raises
-        InfeasibleTarget if even the fastest levels are predicted over budget.
+        around: only look at sizes within a few steps of what a descent from there finds, and where that takes long, no
+        further than the descent. Raises InfeasibleTarget if even the fastest levels are predicted over budget.
         """
         chosen, fastest_ms = self.fastest, self.ms(self.fastest)
         if fastest_ms > budget_ms:
@@ -157,6 +157,8 @@ class Problem:
         stride = 0 if around is not None else self._first_stride()
         for _ in range(_ROUNDS):
             part = self._strided_part(chosen, stride) if stride else self._nearby(chosen)
+            if around is not None and self._n_variables(part) > _FEW_VARIABLES:
+                break  # a program takes seconds, and seldom finds what the descent did not
             seconds = min(_SECONDS, deadline - time.monotonic())
             found = self._in_time(part, values, budget_ms, seconds) if seconds > 0 else None
             total = np.inf if found is None else sum(values[s][k] for s, k in found.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -35,6 +37,24 @@ def test_every_form_of_a_model_loads_the_same(backend, tmp_path):
     for result in results[1:]:
         for name, array in results[0].items():
             np.testing.assert_array_equal(result[name], array)
+
+
+def test_weights_given_by_reference_outlive_the_model_and_are_never_written(backend):
+    """Large ones are not copied into the session: it must keep them, and leave them as they are."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((300, 300)).astype(np.float32), rng.standard_normal((2, 300)).astype(np.float32)
+    model = model_of("h = MatMul(x, w)\nr = Relu(h)\nresult = MatMul(r, w)", {"x": (2, 300)}, {"w": (300, 300)})
+    model.graph.initializers["w"].const_value = ir.tensor(weight.copy(), name="w")
+    wanted = np.maximum(x @ weight, 0) @ weight
+    loaded = [backend.load(model, optimise=optimise) for optimise in (True, False)]
+    np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), weight)
+    assert not isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor), "the model itself is untouched"
+    del model
+    gc.collect()
+    waste = [np.full((300, 300), np.nan, np.float32) for _ in range(50)]  # what was let go of is written over
+    for executable in loaded:
+        np.testing.assert_allclose(executable.run({"x": x})["result"], wanted, rtol=1e-3, atol=1e-3)
+    assert len(waste) == 50
 
 
 def test_optimisation_changes_no_result_beyond_rounding(backend):

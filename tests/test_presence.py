@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from graphprune.cost import CostModel, Factor, Monomial, Term, measure_cost, random_plan
 from graphprune.cost_model import Presence
-from graphprune.cost_presence import Key, presences
+from graphprune.cost_presence import Key, Surroundings, presences
 from graphprune.target import Kernel, Timing
 
 laws = settings(derandomize=True, deadline=None, max_examples=60, database=None)
@@ -29,7 +30,7 @@ def plans(n: int, seed: int, levels: Mapping[str, Sequence[int]] = LEVELS) -> li
 
 def found(rule: Presence, counts: Sequence[Mapping[str, int]], name: str = "k") -> dict[Key, Presence]:
     runs = [[("always", "Conv"), *([(name, "Relu")] if rule.at(n) else [])] for n in counts]
-    return presences(runs, counts, LEVELS, SWITCHES)
+    return presences(runs, counts, LEVELS, SWITCHES).rules
 
 
 @st.composite
@@ -90,7 +91,7 @@ def test_what_no_site_explains_is_not_explained(share: float) -> None:
         rng = np.random.default_rng(seed)
         counts = plans(200, seed)
         runs = [[("k", "Conv"), *([("noise", "Relu")] if rng.random() < share else [])] for _ in counts]
-        assert set(presences(runs, counts, LEVELS, SWITCHES)) == {Key("k", frozenset({"Conv"}))}
+        assert set(presences(runs, counts, LEVELS, SWITCHES).rules) == {Key("k", frozenset({"Conv"}))}
 
 
 @pytest.mark.parametrize("extra", [False, True])
@@ -102,20 +103,21 @@ def test_a_few_contrary_samples_do_not_hide_a_rule(extra: bool) -> None:
     contrary = set(np.random.default_rng(0).choice(able, 3, replace=False))
     runs = [[("k", "Conv"), *([("r", "Relu")] if bool(rule.at(n)) != (i in contrary) else [])]
             for i, n in enumerate(counts)]  # fmt: skip
-    learnt = presences(runs, counts, LEVELS, SWITCHES)[Key("r", frozenset({"Relu"}))]
+    learnt = presences(runs, counts, LEVELS, SWITCHES).rules[Key("r", frozenset({"Relu"}))]
     assert all(bool(learnt.at(n)) == bool(rule.at(n)) for n in plans(200, 4))
 
 
 def test_a_node_with_another_kernel_for_each_precision_is_several_or_one() -> None:
     counts = plans(200, 0)
     ops = {0: "MatMulNBits", 1: "MatMulNBits", 2: "QGemm", 3: "MatMulIntegerToFloat", 4: "Gemm"}
-    explained = presences([[("n", ops[n["c"]])] for n in counts], counts, LEVELS, SWITCHES)
+    explained = presences([[("n", ops[n["c"]])] for n in counts], counts, LEVELS, SWITCHES).rules
     assert {next(iter(key.ops)): p.where for key, p in explained.items()} == {
         "MatMulNBits": (("c", (0, 1)),), "QGemm": (("c", (2,)),), "MatMulIntegerToFloat": (("c", (3,)),),
         "Gemm": (("c", (4,)),),
     }  # fmt: skip
     rng = np.random.default_rng(1)
-    explained = presences([[("n", str(rng.choice(["Conv", "FusedConv"])))] for _ in counts], counts, LEVELS, SWITCHES)
+    runs = [[("n", str(rng.choice(["Conv", "FusedConv"])))] for _ in counts]
+    explained = presences(runs, counts, LEVELS, SWITCHES).rules
     assert explained == {Key("n", frozenset({"Conv", "FusedConv"})): Presence()}
 
 
@@ -127,10 +129,10 @@ def test_only_what_is_near_a_kernel_has_a_say(name: str) -> None:
     runs = [[("k", "Conv"), *([(name, "Transpose")] if n["near"] else [])] for n in counts]
     key = Key(name, frozenset({"Transpose"}))
     near = {"n": (("near",), ("other",)), "k": (("far",),)}
-    assert presences(runs, counts, levels, tuple(levels), near)[key].groups == {"near"}
-    assert presences(runs, counts, levels, tuple(levels))[key].groups == {"far"}
+    assert presences(runs, counts, levels, tuple(levels), near).rules[key].groups == {"near"}
+    assert presences(runs, counts, levels, tuple(levels)).rules[key].groups == {"far"}
     only_other = {"n": (("other",),)}
-    assert key not in presences(runs, counts, levels, tuple(levels), only_other)
+    assert key not in presences(runs, counts, levels, tuple(levels), only_other).rules
 
 
 # Presence and terms as arithmetic
@@ -280,3 +282,122 @@ def test_the_prediction_sees_a_conversion_that_is_left_out() -> None:
             return [k for k in super().exact(n) if "after first" not in k.name]
 
     assert np.quantile(errors_of(0.0, machine=Forgetful), 0.9) > 0.03
+
+
+# Blocks that are alike
+
+N_BLOCKS = 8
+BLOCK_LEVELS = {"precision": (0, 2, 4), "rank": (8, 16, 24, 64), "width": (16, 32, 48, 64)}
+
+
+def block_levels() -> dict[str, tuple[int, ...]]:
+    return {f"{site} {i}": levels for i in range(N_BLOCKS) for site, levels in BLOCK_LEVELS.items()}
+
+
+class Blocks:
+    """Blocks of one product each: in one of three precisions, whole or as two factors, and what goes between it and the
+    next is converted where only one of them is in 8 bits. A combination of rank and precision is seldom seen."""
+
+    def load(self, counts):
+        return counts
+
+    def fingerprint(self):
+        return "a machine with blocks"
+
+    def profile(self, n, feed, *, repeats):
+        return [replace(k, ms=k.ms + 0.001) for k in self.exact(n)]
+
+    def measure(self, models, feed, **limits):
+        return [Timing((self.total(n),) * 5) for n in models]
+
+    def total(self, n) -> float:
+        return sum(k.ms for k in self.exact(n))
+
+    def exact(self, n) -> list[Kernel]:
+        kernels = [Kernel("embed", "Gather", 0.2, ((1, 64),), ((1, 64),))]
+        for i in range(N_BLOCKS):
+            precision, rank, width = (n[f"{site} {i}"] for site in BLOCK_LEVELS)
+            op, speed = {0: ("MatMulNBits", 3e-4), 2: ("QGemm", 5e-5), 4: ("MatMul", 1e-4)}[precision]
+            x, y = (1, 64), (1, width)
+            if rank == 64:
+                kernels.append(Kernel(f"b{i}", op, speed * 64 * width, (x,), (y,)))
+            else:
+                kernels.append(Kernel(f"b{i}.down", op, speed * 64 * rank, (x,), ((1, rank),)))
+                kernels.append(Kernel(f"b{i}.up", op, speed * rank * width, ((1, rank),), (y,)))
+            if i + 1 < N_BLOCKS and (precision == 2) != (n[f"precision {i + 1}"] == 2):
+                op = "Dequantize" if precision == 2 else "Quantize"
+                kernels.append(Kernel(f"{op} after b{i}", op, 2e-3 * width, (y,), (y,)))
+        return kernels
+
+
+def blocks_near() -> dict[str, tuple[tuple[str, ...], ...]]:
+    near = {}
+    for i in range(N_BLOCKS):
+        close = tuple(f"precision {j}" for j in (i - 1, i + 1) if 0 <= j < N_BLOCKS)
+        near[f"b{i}"] = ((f"precision {i}", f"rank {i}"), close, (f"width {i}",))
+    return near
+
+
+def blocks_alike() -> list[Surroundings]:
+    found = []
+    for i in range(N_BLOCKS):
+        roles = {f"{site} {i}": (site, "own") for site in BLOCK_LEVELS}
+        roles |= {f"precision {j}": ("precision", j - i) for j in (i - 1, i + 1) if 0 <= j < N_BLOCKS}
+        found.append(Surroundings((f"b{i}",), "MatMul", roles, "product"))
+    return found
+
+
+def block_errors(alike: Sequence[Surroundings], machine: type[Blocks] = Blocks) -> np.ndarray:
+    levels = block_levels()
+    whole = {s: v[-1] for s, v in levels.items()}
+    cost = measure_cost(whole, levels, dict, {}, machine(), switches=[s for s in levels if "precision" in s],
+                        replacing=[s for s in levels if "rank" in s], near=blocks_near(), alike=alike,
+                        seconds=0.0)  # fmt: skip
+    assert cost.n_plans == 13, "the dense model and as few plans as there are at least"
+    return np.array([cost.predict(n).ms / Blocks().total(n) - 1 for n in plans(100, 7, levels)])
+
+
+def test_what_is_seen_in_one_block_is_known_in_all() -> None:
+    """A dozen plans show each combination of rank and precision somewhere, but in no block all of them."""
+    apart, together = np.abs(block_errors(())), np.abs(block_errors(blocks_alike()))
+    assert np.median(together) < 0.03 and np.quantile(together, 0.9) < 0.1
+    assert np.median(apart) > 3 * np.median(together)
+
+
+def test_a_kernel_that_a_block_never_had_is_not_for_nothing() -> None:
+    """No block is ever cheaper than any block like it was seen to be: that is what a search would go for."""
+    levels = block_levels()
+    counts = [{s: v[-1] for s, v in levels.items()} for _ in range(12)]
+    for i, n in enumerate(counts):  # the first four blocks show the combination, the others its parts alone
+        n |= {f"precision {b}": 2 * (i % 3) for b in range(N_BLOCKS)}
+        n |= {f"rank {b}": (8, 64)[(i // 3) % 2] for b in range(4)}
+    runs = [[(k.name, k.op) for k in Blocks().exact(n)] for n in counts]
+    switches = [s for s in levels if "precision" in s]
+    alone = presences(runs, counts, levels, switches, blocks_near()).rules
+    explained = presences(runs, counts, levels, switches, blocks_near(), blocks_alike())
+    unseen = Key("b6.up", frozenset({"QGemm"}))
+    assert unseen not in alone and unseen in explained.rules
+    rule = explained.rules[unseen]
+    asked = {**counts[0], "precision 6": 2, "rank 6": 8}
+    assert rule.at(asked) and not rule.at(asked | {"rank 6": 64}) and not rule.at(asked | {"precision 6": 4})
+    family = next(members for members in explained.families if any(key == unseen for key, _ in members))
+    assert {key.name for key, _ in family} == {f"b{i}.up" for i in range(N_BLOCKS)}
+    assert all(sites["rank", "own"] == f"rank {key.name[1]}" for key, sites in family)
+
+
+def test_a_block_that_does_otherwise_than_those_like_it_keeps_its_own_rule() -> None:
+    """A planted exception: one block's product is never left out for its factors' sake."""
+
+    class Odd(Blocks):
+        def exact(self, n):
+            odd = Kernel("b3", "MatMul", 0.4, ((1, 64),), ((1, 64),))
+            return [k for k in super().exact(n) if not k.name.startswith("b3")] + [odd]
+
+    levels, rng = block_levels(), np.random.default_rng(3)
+    counts = [{s: int(rng.choice(v)) for s, v in levels.items()} for _ in range(40)]
+    runs = [[(k.name, k.op) for k in Odd().exact(n)] for n in counts]
+    explained = presences(runs, counts, levels, [s for s in levels if "precision" in s], blocks_near(), blocks_alike())
+    assert explained.rules[Key("b3", frozenset({"MatMul"}))] == Presence()
+    rule = explained.rules[Key("b4", frozenset({"MatMul"}))]
+    whole = {s: v[-1] for s, v in levels.items()}
+    assert rule.at(whole) and not rule.at(whole | {"rank 4": 8}) and not rule.at(whole | {"precision 4": 2})

@@ -360,10 +360,16 @@ def test_a_curve_meets_its_measurements_and_never_rises(falls, data) -> None:
         assert found[i] == pytest.approx(value)
 
 
+def each(evaluate):
+    """Of many levels, one after the other."""
+    return lambda candidates: (evaluate(levels) for levels in candidates)
+
+
 def test_a_level_that_breaks_the_model_is_priced_out() -> None:
     site = Site("a", (1, 2, 3, 4, 5), (1.0, 0.5, 0.3, 0.1, 0.0))
     steps = []
-    curves = measure_curves([site], lambda levels: float("inf") if levels["a"] == 1 else 0.1, lambda: steps.append(1))
+    evaluate = each(lambda levels: float("inf") if levels["a"] == 1 else 0.1)
+    curves = measure_curves([site], evaluate, lambda: steps.append(1))
     assert curves["a"][0] == 1e3 and curves["a"][2] == pytest.approx(0.1) and len(steps) == 2
     assert np.isfinite(curves["a"]).all()
 
@@ -378,7 +384,7 @@ def test_the_search_is_deterministic_holds_the_budget_and_never_ends_worse(insta
         return sum(losses[s][levels[s].index(v)] ** 1.5 for s, v in chosen.items())
 
     def search():
-        return improve(levels, losses, cost, budget, evaluate, n_evaluations=12, seed=seed, step=lambda: None)
+        return improve(levels, losses, cost, budget, each(evaluate), n_evaluations=12, seed=seed, step=lambda: None)
 
     try:
         start = solve(levels, losses, cost, budget)
@@ -404,7 +410,7 @@ def test_what_sites_lose_together_is_found_out_and_paid_for() -> None:
 
     additive = solve(levels, curves, cost, 3.0)
     assert additive == {"a": 8, "b": 8, "c": 16, "d": 16}
-    found, loss = improve(levels, curves, cost, 3.0, evaluate, n_evaluations=16, seed=0, step=lambda: None)
+    found, loss = improve(levels, curves, cost, 3.0, each(evaluate), n_evaluations=16, seed=0, step=lambda: None)
     assert loss == evaluate(found) == pytest.approx(0.4) and found["c"] == 8 and found["d"] == 16
 
 
@@ -435,7 +441,7 @@ def test_the_search_takes_the_steps_it_was_given_and_builds_no_more(instance, sh
         built.append(dict(chosen))
         return evaluate(chosen)
 
-    found, loss = improve(levels, curves, cost, share * cost.dense_ms, counted, n_evaluations=n, seed=seed,
+    found, loss = improve(levels, curves, cost, share * cost.dense_ms, each(counted), n_evaluations=n, seed=seed,
                           step=lambda: steps.append(len(built)))  # fmt: skip
     assert len(steps) == n and len(built) <= max(n, 1)
     assert found in built
@@ -459,7 +465,8 @@ def test_the_search_gains_much_where_losses_do_not_add_up() -> None:
         best = min(evaluate(c) for at in assignments(levels)
                    if cost.predict(c := {s: levels[s][i] for s, i in at.items()}).ms <= budget_ms)  # fmt: skip
         additive = evaluate(solve(levels, curves, cost, budget_ms))
-        _, loss = improve(levels, curves, cost, budget_ms, evaluate, n_evaluations=32, seed=seed, step=lambda: None)
+        _, loss = improve(levels, curves, cost, budget_ms, each(evaluate), n_evaluations=32, seed=seed,
+                          step=lambda: None)  # fmt: skip
         assert loss <= additive
         if additive > best + 0.05:
             shares.append((additive - loss) / (additive - best))
@@ -478,8 +485,9 @@ def test_a_search_begins_at_the_levels_it_is_given_and_changes_what_the_budget_a
 
     def search(budget_ms: float, start=None) -> tuple[list[dict[str, int]], float]:
         built = []
-        _, loss = improve(levels, curves, cost, budget_ms, lambda c: built.append(c) or evaluate(c), n_evaluations=3,
-                          seed=0, step=lambda: None, start=start)  # fmt: skip
+        counted = each(lambda c: built.append(c) or evaluate(c))
+        _, loss = improve(levels, curves, cost, budget_ms, counted, n_evaluations=3, seed=0, step=lambda: None,
+                          start=start)  # fmt: skip
         return built, loss
 
     at = cost.predict(start).ms
