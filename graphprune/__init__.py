@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune.certificate import Certificate, certify
-    from graphprune.compiler import Result
     from graphprune.driver import compile, compile_family, replay
     from graphprune.inspect import bench, explain, explain_group, verify
+    from graphprune.result import Result
 
 _HOME = {
     "Certificate": "certificate", "certify": "certificate",

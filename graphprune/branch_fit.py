@@ -137,7 +137,7 @@ def _gather(context: Context, every: Sequence[_Rows], linear: Collection[str]) -
     # Rows times the roots of their weights have weighted products.
     pairs = [(View(Reader(name, "matmul", name, "", "", 0, 1), 1, 1, None), None, lambda f, _, name=name: f[name])
              for name in fitted]  # fmt: skip
-    halves: list[tuple[dict[str, list[_Sums]], list[CrossMoments]]] = []
+    halves: list[tuple[dict[str, list[_Sums]], list[CrossMoments | None]]] = []
     for feeds in _halves(context.feeds):
         if feeds:
             sums = {rows.name: [_Sums() for _ in range(3)] for rows in every}
@@ -145,7 +145,8 @@ def _gather(context: Context, every: Sequence[_Rows], linear: Collection[str]) -
     found = {}
     for rows in every:
         parts = [sums[rows.name] for sums, _ in halves]
-        products = [moments[fitted.index(rows.name)] for _, moments in halves] if rows.name in linear else None
+        own = [moments[fitted.index(rows.name)] for _, moments in halves] if rows.name in linear else []
+        products = own if own and None not in own else None
         found[rows.name] = _fit(parts, products)
     return found
 

@@ -31,7 +31,11 @@ _LEAST_ROWS = 50_000
 def moments(
     model: ir.Model, views: Sequence[View], feeds: Sequence[Feed], load: Load, step: Callable[[], None] = lambda: None
 ) -> dict[tuple, list[Moments]]:
-    """Moments per bank of every view, by `View.key`. step is called after each feed of each slice."""
+    """Moments per bank of every view, by `View.key`. step is called after each feed of each slice.
+
+    Inputs that no feed ever gives (those of an expert that no token is sent to) are taken to be of unit variance and
+    not correlated: what is known of such a layer is its weights.
+    """
     unique = {view.key(): view for view in views}
     found: dict[tuple, list[Moments]] = {}
     for part in _slices(list(unique.values()), model):
@@ -53,9 +57,9 @@ def moments(
 
 def cross_moments(
     pairs: Sequence[tuple[View, int | None, Target]], values: Iterable[tuple[Values, Values]]
-) -> list[CrossMoments]:
+) -> list[CrossMoments | None]:
     """For each (view, limit, target): moments of at most `limit` rows a feed of the pruned model's
-    inputs with the rows that target(dense, pruned) gives, over all feeds.
+    inputs with the rows that target(dense, pruned) gives, over all feeds. None where there never was a row.
 
     values yields (dense values, pruned values) by name, one feed at a time. Views of one bank only.
     """
@@ -94,10 +98,10 @@ class _Rows:
         y = np.concatenate([y for _, y in self._waiting]) if paired else None
         if self._gram is None:
             self._gram = np.zeros((x.shape[1], x.shape[1]))
-            self._origin_x = x.mean(axis=0)
+            self._origin_x = _mean(x)
             if paired:
                 self._cross = np.zeros((x.shape[1], y.shape[1]))
-                self._origin_y = y.mean(axis=0)
+                self._origin_y = _mean(y)
         x = x - self._origin_x
         self._gram += x.T @ x
         self._sum_x = self._sum_x + x.sum(axis=0, dtype=np.float64)
@@ -110,11 +114,15 @@ class _Rows:
 
     def moments(self) -> Moments:
         self._flush()
+        if not self._n:
+            return Moments(np.eye(len(self._gram)), np.zeros(len(self._gram)), 1)
         gram, mean = self._about_zero(self._gram, self._sum_x, self._origin_x)
         return Moments(gram, mean, self._n)
 
-    def cross_moments(self) -> CrossMoments:
+    def cross_moments(self) -> CrossMoments | None:
         self._flush()
+        if not self._n:
+            return None
         gram, mean_x = self._about_zero(self._gram, self._sum_x, self._origin_x)
         cross, mean_y = self._about_zero(self._cross, self._sum_y, self._origin_y)
         return CrossMoments(gram, cross, mean_x, mean_y, self._n)
@@ -125,6 +133,10 @@ class _Rows:
         moved = product + np.outer(x, total + self._n * y)
         moved += np.outer(self._sum_x, y)
         return moved, y + total / self._n
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    return rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1], rows.dtype)
 
 
 def rows_per_feed(n_inputs: int, n_feeds: int) -> int:

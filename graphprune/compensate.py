@@ -18,6 +18,7 @@ Array = np.ndarray
 
 # A variance below this share of the raw second moment is rounding: Gram matrices are accumulated from float32 products.
 ROUNDING = 1e-6
+_CANCELLED = 1e-9
 DAMPINGS = (np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
@@ -107,10 +108,16 @@ class CrossMoments:
         )
 
     def centred(self) -> tuple[Array, Array]:
-        """Scatter of x with itself [in, in] and with y [in, out] about this fold's own means."""
+        """Scatter of x with itself [in, in] and with y [in, out] about this fold's own means. What is left of inputs
+        that are constant but for the rounding of these differences is set to exactly zero."""
         xx = np.outer(-self.n_samples * self.mean_x, self.mean_x)
         xx += self.gram_xx
-        return xx, self.gram_xy - self.n_samples * np.outer(self.mean_x, self.mean_y)
+        xy = self.gram_xy - self.n_samples * np.outer(self.mean_x, self.mean_y)
+        constant = np.diag(xx) <= _CANCELLED * np.diag(self.gram_xx)
+        xx[constant] = 0.0
+        xx[:, constant] = 0.0
+        xy[constant] = 0.0
+        return xx, xy
 
 
 def _as_float64(moments: Moments | CrossMoments, *fields: str) -> None:

@@ -26,8 +26,8 @@ Role = tuple[Hashable, ...]
 """What a site is to a node near it."""
 Item = tuple[str, str]
 """Name and operator of a kernel."""
-_Class = tuple[int, str, frozenset[Role]]
-"""How many rings are looked at, the operator, and the roles in them."""
+_Class = tuple[int, str, int, frozenset[Role]]
+"""How many rings are looked at, the operator, how many names it has, and the roles in the rings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +262,8 @@ class _Samples:
 
     def _class(self, around: Surroundings, r: int) -> _Class:
         """The same for nodes with the same roles in their rings up to r."""
-        return r, around.op, frozenset(around.roles[s] for ring in self._rings(around.names[0])[: r + 1] for s in ring)
+        roles = frozenset(around.roles[s] for ring in self._rings(around.names[0])[: r + 1] for s in ring)
+        return r, around.op, len(around.names), roles
 
     def _table(self, kind: _Class) -> Table:
         """The samples of all nodes of a class, one after the other: role -> what the site in it was at."""

@@ -8,15 +8,18 @@ answer, but a good one in a fraction of a second whatever the size, for a solver
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 
 import numpy as np
 
 At = dict[str, int]
 """Site -> position of its level."""
 _SWEEPS = 8
-_BISECTIONS = 22
+_BISECTIONS = 20
 _DECADES = 6.0
 _MOST_MOVES = 200
+_FRESH = 4
+"""Of so many bisections one begins from the starts again; the others go on from the last place that held the budget."""
 
 
 class Descent:
@@ -32,6 +35,7 @@ class Descent:
             for i, s in enumerate(groups):
                 others = tuple(g for g in groups if g != s)
                 self._own[s].append((others, np.moveaxis(table, i, -1)))
+        self.neighbours = {s: {g for others, _ in own for g in others} for s, own in self._own.items()}
 
     def ms(self, at: At) -> float:
         return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
@@ -45,17 +49,7 @@ class Descent:
 
     def run(self, at: At, loss: Mapping[str, np.ndarray] | None, price: float) -> At:
         """A place from which no single site can lower loss + price x time; without losses, time alone."""
-        at = dict(at)
-        for _ in range(_SWEEPS):
-            moved = False
-            for s in at:
-                cost = price * self.ms_of(s, at) + (0 if loss is None else loss[s])
-                k = int(np.argmin(cost))
-                if cost[k] < cost[at[s]] - 1e-12 * max(abs(float(cost[at[s]])), 1e-9):
-                    at[s], moved = k, True
-            if not moved:
-                break
-        return at
+        return _Walk(self, at).run(loss, price).at
 
     def fastest(self, starts: Iterable[At]) -> At:
         """The fastest place that leads down from any of the starts."""
@@ -68,44 +62,90 @@ class Descent:
         if spread <= 0 or span <= 0:
             return next((dict(at) for at in starts if self.ms(at) <= budget_ms), None)
         low, high = -_DECADES, _DECADES  # of the price's logarithm, about losses per millisecond
-        best: At | None = None
-        here = dict(starts[0])
-        for _ in range(_BISECTIONS):
+        fresh = [_Walk(self, at) for at in starts]
+        here = fresh[0]
+        best = min((w for w in fresh if w.ms <= budget_ms), key=lambda w: w.loss(loss), default=None)
+        for i in range(_BISECTIONS):
             middle = (low + high) / 2
             price = 10.0**middle * spread / span
-            found = [self.run(at, loss, price) for at in (here, *starts)]
-            held = [at for at in found if self.ms(at) <= budget_ms]
+            begun = [here, *fresh] if i % _FRESH == 0 else [here]
+            found = [walk.copy().run(loss, price) for walk in begun]
+            held = [walk for walk in found if walk.ms <= budget_ms]
             if held:
-                high, here = middle, min(held, key=lambda at: self.loss(at, loss))
-                if best is None or self.loss(here, loss) < self.loss(best, loss):
+                high, here = middle, min(held, key=lambda walk: walk.loss(loss))
+                if best is None or here.loss(loss) < best.loss(loss):
                     best = here
             else:
                 low = middle
-        for at in starts:
-            if self.ms(at) <= budget_ms and (best is None or self.loss(at, loss) < self.loss(best, loss)):
-                best = dict(at)
-        return None if best is None else self.filled(best, loss, budget_ms)
+        return None if best is None else best.copy().fill(loss, budget_ms).at
 
     def filled(self, at: At, loss: Mapping[str, np.ndarray], budget_ms: float) -> At:
         """Spend what is left of the budget on single moves, each time the one that gains most for its time."""
-        at, slack = dict(at), budget_ms - self.ms(at)
-        for _ in range(_MOST_MOVES):
-            best, move = 0.0, None
-            for s, k in at.items():
-                gain = loss[s][k] - loss[s]
-                if gain.max() <= 0:
-                    continue
-                ms = self.ms_of(s, at)
-                more = ms - ms[k]
-                rate = np.where((gain > 0) & (more <= slack), gain / np.maximum(more, 1e-6 * budget_ms), 0.0)
-                if rate.max() > best:
-                    best, move = float(rate.max()), (s, int(np.argmax(rate)), more)
-            if move is None:
-                break
-            s, k, more = move
-            at[s], slack = k, slack - float(more[k])
-        return at
+        return _Walk(self, at).fill(loss, budget_ms).at
 
     @staticmethod
     def loss(at: At, loss: Mapping[str, np.ndarray]) -> float:
         return sum(float(loss[s][k]) for s, k in at.items())
+
+
+class _Walk:
+    """A place that sites move away from. What each site has a part in is kept until a neighbour moves."""
+
+    def __init__(self, descent: Descent, at: At) -> None:
+        self.descent, self.at = descent, dict(at)
+        self.ms = descent.ms(at)
+        self._known: dict[str, np.ndarray] = {}
+
+    def copy(self) -> _Walk:
+        new = copy(self)
+        new.at, new._known = dict(self.at), dict(self._known)
+        return new
+
+    def loss(self, loss: Mapping[str, np.ndarray]) -> float:
+        return self.descent.loss(self.at, loss)
+
+    def ms_of(self, site: str) -> np.ndarray:
+        if site not in self._known:
+            self._known[site] = self.descent.ms_of(site, self.at)
+        return self._known[site]
+
+    def move(self, site: str, k: int) -> None:
+        own = self.ms_of(site)
+        self.ms += float(own[k] - own[self.at[site]])
+        self.at[site] = k
+        for other in self.descent.neighbours[site]:
+            self._known.pop(other, None)
+
+    def run(self, loss: Mapping[str, np.ndarray] | None, price: float) -> _Walk:
+        """See `Descent.run`."""
+        for _ in range(_SWEEPS):
+            moved = False
+            for s, at in self.at.items():
+                cost = price * self.ms_of(s) + (0 if loss is None else loss[s])
+                k = int(np.argmin(cost))
+                if cost[k] < cost[at] - 1e-12 * max(abs(float(cost[at])), 1e-9):
+                    self.move(s, k)
+                    moved = True
+            if not moved:
+                break
+        self.ms = self.descent.ms(self.at)  # as it is, not as it adds up
+        return self
+
+    def fill(self, loss: Mapping[str, np.ndarray], budget_ms: float) -> _Walk:
+        """See `Descent.filled`."""
+        for _ in range(_MOST_MOVES):
+            best, move = 0.0, None
+            slack = budget_ms - self.ms
+            for s, k in self.at.items():
+                gain = loss[s][k] - loss[s]
+                if gain.max() <= 0:
+                    continue
+                ms = self.ms_of(s)
+                more = ms - ms[k]
+                rate = np.where((gain > 0) & (more <= slack), gain / np.maximum(more, 1e-6 * budget_ms), 0.0)
+                if rate.max() > best:
+                    best, move = float(rate.max()), (s, int(np.argmax(rate)))
+            if move is None:
+                break
+            self.move(*move)
+        return self

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import numpy as np
 
 from graphprune.backends import open_backend
-from graphprune.compiler import Compiler, Result, apply, lowered
+from graphprune.carry_out import apply, lowered
+from graphprune.compiler import Compiler
 from graphprune.context import Context, overwrite
 from graphprune.divergence import named_kinds, outputs_of
 from graphprune.dual import MaxDrop, fastest, judge
@@ -22,6 +23,7 @@ from graphprune.load import save_bytes
 from graphprune.plan import Plan
 from graphprune.prepare import loader, need_groups, prepare, read_data, with_inexact
 from graphprune.progress import Progress, Silent
+from graphprune.result import Result
 from graphprune.scores import Score
 from graphprune.sites import Choice, Pass
 from graphprune.target import Target

@@ -20,7 +20,8 @@ from graphprune.report import number
 from graphprune.target import Target
 
 if TYPE_CHECKING:
-    from graphprune.compiler import Compiler, Result
+    from graphprune.compiler import Compiler
+    from graphprune.result import Result
 
 TRIES = 7
 _START = 1.25

@@ -37,7 +37,7 @@ def surroundings(graph: ir.Graph, sites: Iterable[Site]) -> list[Surroundings]:
             names, roles = (node.name, *(y.name for y in node.outputs)), _distinct(nearest)
             own = frozenset(roles[site.name] for site in by_member.get(node.name, ()))
             close = frozenset(path for path in paths.values() if len(path) <= _CLOSE)
-            found.append(Surroundings(names, node.op_type, roles, (node.op_type, own, close)))
+            found.append(Surroundings(names, node.op_type, roles, (node.op_type, len(names), own, close)))
     return found
 
 

@@ -316,6 +316,9 @@ def _solve_stage(
             folds.append(cross_moments(pairs, paired))
     changed: dict[str, np.ndarray] = {}
     for layer, *moments in zip(stage, *folds, strict=True):
+        moments = [m for m in moments if m is not None]
+        if not moments:  # no feed reaches this layer: its weights are all that is known
+            continue
         weight, bias = layer.constants
         old = weight.const_value.numpy()
         (matrix,) = layer.view.matrices(old)

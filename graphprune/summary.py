@@ -17,7 +17,8 @@ from graphprune.oracles import Check
 from graphprune.target import Target, Timing, speedup
 
 if TYPE_CHECKING:
-    from graphprune.compiler import Built, Compiler
+    from graphprune.closed_loop import Built
+    from graphprune.compiler import Compiler
 
 _PACKAGES = ("graphprune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
 

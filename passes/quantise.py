@@ -54,12 +54,25 @@ class Quantise:
 
     def __init__(self) -> None:
         self._ranges: Ranges | None = None
+        self._asked: Collection[str] = ()
         self._known: dict[tuple, Rounded] = {}
 
     def propose(self, context: Context) -> Sequence[Site]:
-        found = [self._site(node, "linear", precisions) for node, precisions in _linear(context)]
-        found += [self._site(node, node.op_type, ("static",)) for node in _followers(context)]
+        found = []
+        for node, precisions in _linear(context):
+            if not self._known_range(context, node):
+                precisions = tuple(p for p in precisions if p != "static")
+            if precisions:
+                found.append(self._site(node, "linear", precisions))
+        found += [self._site(node, node.op_type, ("static",)) for node in _followers(context)
+                  if self._known_range(context, node)]  # fmt: skip
         return found
+
+    def _known_range(self, context: Context, node: ir.Node) -> bool:
+        """Whether calibration data reach a node: those of an expert that no token is sent to have no range."""
+        ranges = self._canonical_ranges(context)
+        return not ranges or all(v.name in ranges for v in (*node.inputs, *node.outputs)
+                                 if v is not None and v.name in self._asked)  # fmt: skip
 
     @staticmethod
     def _site(node: ir.Node, about: str, precisions: Iterable[str]) -> Site:
@@ -91,12 +104,14 @@ class Quantise:
         return rounded
 
     def _canonical_ranges(self, context: Context) -> Ranges:
+        if not context.feeds:  # a plan is replayed
+            return {}
         if self._ranges is None:
             linear = [node for node, _ in _linear(context)]
             static = Static.of(context.model, linear, _followers(context), context.integer)
             # what is carried has a range of its own wherever a choice of nodes leaves the carrier out
             values = {*static.quantised, *static.quantised.values()}
-            self._ranges = _ranges(context, context.model, values, _RANGE_FEEDS)
+            self._ranges, self._asked = _ranges(context, context.model, values, _RANGE_FEEDS), {v.name for v in values}
         return self._ranges
 
     def _written(
@@ -112,6 +127,7 @@ class Quantise:
         static = Static.of(copy, linear.keys() - set(others), followers, context.integer, others)
         if ranges is None:
             ranges = _ranges(context, model, set(static.quantised.values()), n_feeds)
+            ranges = {**self._canonical_ranges(context), **ranges}  # where no feed comes by any more
         rounded = self._rounded(context, model, linear, effort)
         writer = Writer(copy, ranges)
         writer.static(static, rounded, context.integer)
@@ -152,6 +168,7 @@ class Quantise:
                 else compensated(matrix, own, bits=bits, block=block)
             )  # fmt: skip
         return self._known[key]
+
 
 def _noise(precision: str) -> float:
     """Relative squared error of rounding a normal variable to a range of eight standard deviations, of weights and,
@@ -196,7 +213,7 @@ def _view(node: ir.Node) -> View | None:
 
 
 def _ranges(context: Context, model: ir.Model, values: Collection[ir.Value], n_feeds: int) -> Ranges:
-    """Scale and zero point of 8-bit values, from their histograms over calibration feeds."""
+    """Scale and zero point of 8-bit values, from their histograms over calibration feeds, as far as there are any."""
     limits = {v.name: limits_of(v) for v in values}
     names = sorted(limits)
     inside = sorted(set(names) - {v.name for v in model.graph.inputs})
@@ -208,7 +225,8 @@ def _ranges(context: Context, model: ir.Model, values: Collection[ir.Value], n_f
         found = {**feed, **run(feed)}
         for name in names:
             histograms[name].add(found[name])
-    return {name: _within(*affine(*interval(h, "mse"), np.uint8), limits[name]) for name, h in histograms.items()}
+    seen = {name: h for name, h in histograms.items() if h.n_values}
+    return {name: _within(*affine(*interval(h, "mse"), np.uint8), limits[name]) for name, h in seen.items()}
 
 
 def _within(scale: np.ndarray, zero: np.ndarray, limits: tuple[float, float] | None) -> tuple[np.float32, int]:

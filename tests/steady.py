@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import graphprune.closed_loop
 import graphprune.compiler
 import graphprune.driver
 from graphprune.backends import open_backend
@@ -76,5 +77,5 @@ def keep_steady_time(monkeypatch: pytest.MonkeyPatch) -> Steady:
     monkeypatch.setattr(graphprune.driver, "open_backend",
                         lambda device, threads=1: clock if device == "host" else open_backend(device, threads))
     monkeypatch.setattr(graphprune.compiler, "_PRICING_SECONDS", 0.0)
-    monkeypatch.setattr(graphprune.compiler, "_EVALUATIONS", 6)
+    monkeypatch.setattr(graphprune.closed_loop, "_EVALUATIONS", 6)
     return clock

@@ -8,6 +8,7 @@ import pytest
 from graphprune import calibrate
 from graphprune.backends import open_backend
 from graphprune.calibrate import cross_moments, moments, slices_needed
+from graphprune.compensate import CrossMoments, Moments, least_squares
 from graphprune.context import Context
 from graphprune.prepare import loader
 from tests.graphs import model_of, run, typed
@@ -62,3 +63,34 @@ def test_a_large_mean_does_not_drown_what_varies(mean: float) -> None:
     np.testing.assert_allclose(xx, x.T @ x, atol=1e-4 * np.abs(x.T @ x).max())
     np.testing.assert_allclose(xy, x.T @ y, atol=1e-4 * np.abs(x.T @ x).max())
     assert np.linalg.eigvalsh(xx)[0] > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e15])
+def test_inputs_that_never_vary_have_no_scatter_and_can_be_solved_with(scale: float) -> None:
+    """What rounding leaves of the difference of two large sums is no data, and may be negative."""
+    rng = np.random.default_rng(1)
+    x = scale * np.tile(rng.normal(size=6), (496, 1)) * (1 + 1e-13 * rng.normal(size=(496, 6)))
+    x[:, 5] = scale * rng.normal(size=496)
+    weight = rng.normal(size=(4, 6))
+    found = CrossMoments.of(x, x @ weight.T)
+    xx, xy = found.centred()
+    assert not xx[:5].any() and not xx[:, :5].any() and not xy[:5].any() and xx[5, 5] > 0
+    for keep in (np.arange(6), np.arange(4), np.array([0, 5])):
+        matrix, bias = least_squares(weight, np.zeros(4), Moments.of(x), keep)
+        np.testing.assert_allclose(x[:, keep] @ matrix.T + bias, x @ weight.T if 5 in keep else
+                                   np.tile((x @ weight.T).mean(axis=0), (496, 1)), rtol=1e-2,
+                                   atol=1e-2 * scale if 5 in keep else 9 * scale)  # fmt: skip
+
+
+def test_a_layer_that_no_row_ever_reaches_is_known_by_its_weights_and_left_as_it_is() -> None:
+    """An expert that no token is sent to: its inputs count alike, and no target asks anything of it."""
+    found = context(images(2, 1))
+    (view,) = {v for v in found.views.values() if v.reader.kind == "matmul"}
+    n = found.model.graph.initializers[view.reader.w].const_value.shape[view.reader.contracted]
+    nothing = [{view.reader.x: np.zeros((0, n), np.float32)}] * 3
+    ((own,),) = moments(found.model, [view], nothing, lambda model: lambda feed: feed).values()
+    np.testing.assert_array_equal(own.gram, np.eye(n))
+    assert own.n_samples == 1 and not own.mean.any()
+    pairs = [(view, None, lambda dense, pruned: pruned["y"])]
+    halves = [({}, values | {"y": np.zeros((0, 4), np.float32)}) for values in nothing]
+    assert cross_moments(pairs, halves) == [None]

@@ -22,12 +22,12 @@ import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import graphprune
+import graphprune.closed_loop
 import graphprune.compiler
 import graphprune.driver
 from examples.own_pass import LargestWeights
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cli import main
-from graphprune.compiler import Result
 from graphprune.context import Context
 from graphprune.cost import CostModel, Factor, Monomial, Term
 from graphprune.driver import PASSES, compiler, passes_of
@@ -35,6 +35,7 @@ from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.passes.width import Width
 from graphprune.plan import Plan
 from graphprune.progress import Silent
+from graphprune.result import Result
 from graphprune.sites import Choice, Site
 from tests.graphs import model_of, run
 from tests.steady import Steady, keep_steady_time
@@ -406,7 +407,7 @@ def test_a_compilation_on_the_real_clock(monkeypatch) -> None:
 
     monkeypatch.setattr(OnnxRuntime, "measure", brief)
     monkeypatch.setattr(graphprune.compiler, "_PRICING_SECONDS", 0.0)
-    monkeypatch.setattr(graphprune.compiler, "_EVALUATIONS", 6)
+    monkeypatch.setattr(graphprune.closed_loop, "_EVALUATIONS", 6)
     data = feeds(1, 3, 48, 48, n=8)
     compiled = compiler(cnn(), calibration=data, passes="width")
     try:

@@ -19,7 +19,8 @@ import numpy as np
 
 import models
 from graphprune.backends import open_backend
-from graphprune.compiler import HIGH, LOW, Compiler
+from graphprune.closed_loop import HIGH, LOW
+from graphprune.compiler import Compiler
 from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.target import Ratio, Target, speedup

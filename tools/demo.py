@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import models
-from graphprune.compiler import Compiler, Result
+from graphprune.compiler import Compiler
 from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose, seconds
 from graphprune.report import Metric, count, milliseconds, percent, size_text, spread_text
+from graphprune.result import Result
 from graphprune.target import Target
 from models.task import Task
 from tools.shared import compiler_of, console, exit_with, factors_option, quality, table

@@ -1,0 +1,262 @@
+"""The closed loop around one target: solve for levels, build them, measure, correct the prices, and solve again; then
+finish what holds the target: weights solved for, certified, measured as it will be written, and reported.
+
+It works on a `compiler.Compiler`, which has calibrated and priced the model and is left as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.carry_out import Choices, apply, kept_channels, lowered, rounds
+from graphprune.cost import CostModel
+from graphprune.edit import shrink
+from graphprune.errors import InfeasibleTarget, ModelError, UsageError
+from graphprune.load import save_bytes
+from graphprune.oracles import Check, certify
+from graphprune.plan import Plan
+from graphprune.prepare import certificate_feeds, run_all
+from graphprune.refit import n_stages, refit
+from graphprune.report import Attempt
+from graphprune.result import Result
+from graphprune.search import improve
+from graphprune.sites import Choice
+from graphprune.solver import Problem
+from graphprune.summary import make_report
+from graphprune.target import Ratio, Target, Timing, speedup
+
+if TYPE_CHECKING:
+    from graphprune.compiler import Compiler
+
+LOW, HIGH = 1.0, 1.08
+"""The window of accepted results: measured speed-up over the target."""
+_AIM, _AIM_MORE, _MOST_AIM = 1.02, 0.01, 1.05
+"""What is aimed at over the target, how much more after each attempt, and at most: answers lean on what the prices
+flatter."""
+_ATTEMPTS = 7
+_EVALUATIONS = 60
+
+
+@dataclass(frozen=True)
+class Built:
+    """One measured candidate."""
+
+    levels: Mapping[str, int]
+    choices: Choices
+    data: bytes = field(repr=False)
+    predicted_ms: float
+    timings: tuple[Timing, Timing]
+
+    @property
+    def ratio(self) -> Ratio:
+        return speedup(*self.timings)
+
+
+class ClosedLoop:
+    """One target for one compiler."""
+
+    def __init__(self, compiler: Compiler, target: Target) -> None:
+        self.compiler, self.target = compiler, target
+        self.attempts: list[Attempt] = []
+
+    def run(self) -> Result:
+        """The compiled model. Raises InfeasibleTarget with the largest factor reached.
+
+        The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
+        left. A result inside the window ends it; failing that, the least overshoot of what was built.
+        """
+        c, cost = self.compiler, self.compiler.cost
+        finished: list[Result] = []
+        beyond: list[Built] = []
+        levels: dict[str, int] = {}
+        for i in range(_ATTEMPTS):
+            wanted = self._wanted(cost.dense_ms)
+            n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
+            aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
+            start = levels if i > 1 else None
+            levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
+            with c.stage(f"measure {i + 1}"):
+                built = self._build(levels, cost)
+            ratio = built.ratio.value
+            wanted = self._wanted(built.timings[0].median_ms)
+            self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
+            c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
+            cost = self._corrected(built)
+            whole = all(levels[name] == full for name, full in c.full.items())
+            if ratio < wanted and not reachable:
+                break
+            if whole or (i and LOW <= ratio / wanted <= HIGH):
+                result = self._finish(built)
+                if self._holds(result, math.inf if whole else HIGH):
+                    return result
+                finished.append(result)
+            elif ratio > wanted:
+                beyond.append(built)
+        if not any(self._holds(r) for r in finished) and beyond:
+            finished.append(self._finish(min(beyond, key=lambda b: b.ratio.value)))
+        reached = [r for r in finished if self._holds(r)]
+        if reached:
+            return min(reached, key=lambda r: r.report.reached.speedup)
+        best = max([a.measured for a in self.attempts] + [r.report.reached.speedup for r in finished])
+        raise InfeasibleTarget(
+            f"{self.target} is out of reach on {c.device}: the most measured is {best:.2f}x",
+            best=best,
+            at=self._obstacle(),
+            fix="lower the target, or allow more passes",
+        )
+
+    def _wanted(self, dense_ms: float) -> float:
+        """The target as a speed-up over the dense model."""
+        wanted = dense_ms / self.target.budget_ms(dense_ms)
+        if wanted <= 1:
+            raise UsageError(
+                f"the model already takes {dense_ms:.3g} ms, less than the {self.target} asked for",
+                at="--target-latency",
+                fix="ask for less time than that",
+            )
+        return wanted
+
+    def _holds(self, result: Result, most: float = math.inf) -> bool:
+        """Whether the finished model is at least as fast as asked, and at most `most` times that."""
+        reached = result.report.reached
+        return LOW <= reached.speedup / self._wanted(reached.dense_ms) <= most
+
+    def _search(
+        self, cost: CostModel, budget_ms: float, n_evaluations: int, start: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, int], bool]:
+        """Levels for a budget, near `start` if given, and whether it is thought reachable; the fastest levels where it
+        is not."""
+        c = self.compiler
+        if cost.predict(c.full).ms <= budget_ms:  # exact rewrites alone are enough
+            return dict(c.full), True
+        try:
+            if not n_evaluations:
+                return Problem(c.levels, cost, ordered=c.ordered).solve(c.curves, budget_ms), True
+            with c.stage("search", n_evaluations) as step:
+                levels, _ = improve(
+                    c.levels,
+                    c.curves,
+                    cost,
+                    budget_ms,
+                    c.losses,
+                    ordered=c.ordered,
+                    start=start,
+                    n_evaluations=n_evaluations,
+                    seed=c.seed,
+                    step=step,
+                )
+                return levels, True
+        except InfeasibleTarget:
+            return Problem(c.levels, cost, ordered=c.ordered).fastest, False
+
+    def _build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
+        """Build the model at these levels and time it against the dense one, in turns."""
+        c = self.compiler
+        data = c.build_for_price(levels)
+        timings = c.backend.measure(
+            [c.dense_bytes, data], c.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
+        )
+        return Built(dict(levels), c.choose(levels), data, cost.predict(levels).ms, (timings[0], timings[1]))
+
+    def _corrected(self, built: Built) -> CostModel:
+        """Prices that know what was built: its kernels join the samples; what is then still off is taken off all."""
+        c = self.compiler
+        kernels = c.backend.profile(built.data, c.data.timing, repeats=9)
+        ms = c.cost.dense_ms / built.ratio.value
+        cost = c.scaled(c.prices.add(built.levels, kernels, ms))
+        return cost.correct(ms / cost.predict(built.levels).ms)
+
+    def _obstacle(self) -> str:
+        """Which part of the time no site can change."""
+        cost = self.compiler.cost
+        fixed = [t for t in cost.kernels if not t.groups]
+        share = (cost.overhead_ms + sum(t.ms({}) for t in fixed)) / cost.dense_ms
+        return f"{share:.0%} of the time is in {len({t.name for t in fixed})} kernels no site changes (see explain)"
+
+    def _finish(self, built: Built) -> Result:
+        """Solve the weights, certify, measure what will be written, and report."""
+        c = self.compiler
+        model = self._refitted(built.choices)
+        data = save_bytes(lowered(c.backend, model, c.lowerings))
+        tensors = self._new_tensors(model, built.choices)
+        with c.stage("certify"):
+            checks = self._certificate(built)
+        with c.stage("final measurement"):
+            timings = c.backend.measure(
+                [c.dense_bytes, data], c.data.timing, min_rounds=30, spread=0.005, max_seconds=20.0
+            )
+        plan = Plan(
+            c.prepared.source.sha256,
+            c.prepared.traced_at,
+            built.choices,
+            tensors,
+            c.context.compensate,
+            c.axes,
+            tuple(c.lowerings),
+            str(self.target),
+            c.device,
+            c.seed,
+            built.predicted_ms,
+            timings[1].median_ms,
+            timings[0].median_ms,
+        )
+        exact = self._exact_part(built.choices)
+        without = self._refitted(exact) if exact != built.choices else None
+        report = make_report(c, self.target, built, data, model, without, checks, self.attempts, timings)
+        return Result(data, plan, report)
+
+    def _refitted(self, choices: Choices) -> ir.Model:
+        """The model with the choices carried out and all its linear layers solved for."""
+        c = self.compiler
+        if not any(choices.values()):
+            return shrink(c.prepared.model, c.prepared.analysis.types, {})
+        model = apply(c.context, [p for p in c.passes if not rounds(p)], choices)
+        if c.context.compensate:
+            keeps = c.prepared.analysis.keeps(kept_channels(choices))
+            with c.stage("refit", n_stages(c.context, model, keeps)) as step:
+                refit(c.context, model, keeps, c.fitted, step, c.divergence)
+        for p in c.passes:
+            if rounds(p):
+                with c.stage(p.name):
+                    model = getattr(p, "finish", p.apply)(c.context, model, choices.get(p.name, {}))
+        return model
+
+    def _exact_part(self, choices: Choices) -> dict[str, dict[str, Choice]]:
+        """The choices without those on axes that a norm or a softmax runs over."""
+        groups = self.compiler.prepared.analysis.groups
+        return {
+            p: {site: c for site, c in sites.items() if site not in groups or groups[site].inexact is None}
+            for p, sites in choices.items()
+        }
+
+    def _new_tensors(self, model: ir.Model, choices: Choices) -> dict[str, np.ndarray]:
+        """The initialisers of the finished model that a replay could not know: applying the choices to the model as it
+        came, without any data, does not give them."""
+        c = self.compiler
+        original = replace(c.context, analysis=c.prepared.analysis, feeds=())
+        plain = apply(original, c.passes, choices, solve=False).graph.initializers
+        return {
+            name: value.const_value.numpy()
+            for name, value in model.graph.initializers.items()
+            if not np.array_equal(value.const_value.numpy(), plain[name].const_value.numpy(), equal_nan=True)
+        }
+
+    def _certificate(self, built: Built) -> list[Check]:
+        c = self.compiler
+        checks = certify(
+            c.prepared.analysis, kept_channels(built.choices), certificate_feeds(c.prepared, c.data), run_all(c.backend)
+        )
+        for check in checks:
+            if check.verdict == "mismatch":
+                raise ModelError(
+                    f"the certificate failed: pruning changed the model by {check.difference:.2g} where it should not",
+                    at=f"groups {', '.join(check.groups[:5])}",
+                    fix="this is a defect of graphprune: please report it",
+                )
+        return checks
