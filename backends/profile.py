@@ -84,8 +84,9 @@ def named(found: Iterable[Kernel], graph: ir.Graph) -> list[Kernel]:
             name = f"{kernel.op} after {before}" if before else f"{kernel.op} at the start"
         else:
             name = own
-            if (bits := names.nodes[own].attributes.get("bits")) is not None and kernel.op == names.nodes[own].op_type:
-                kernel = replace(kernel, op=f"{kernel.op}, {bits.value} bits")
+            node = names.nodes.get(own)  # None where it has no name
+            if node is not None and node.op_type == kernel.op and "bits" in node.attributes:
+                kernel = replace(kernel, op=f"{kernel.op}, {node.attributes['bits'].value} bits")
         seen[name] += 1
         result.append(replace(kernel, name=f"{name} {seen[name]}" if seen[name] > 1 else name))
     return result

@@ -192,7 +192,8 @@ def test_a_product_computes_in_few_bits_what_it_did(name: str, precision: str, o
     assert not slow(found)
     integer = {"static": {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}, "dynamic": {"DynamicQuantizeMatMul"}}
     n_products = sum(n.op_type in ("MatMul", "Gemm") for n in context.model.graph)
-    assert sum(op in integer.get(precision, {"MatMulNBits"}) for op in found.values()) == n_products
+    packed = {f"MatMulNBits, {precision[3]} bits"}
+    assert sum(op in integer.get(precision, packed) for op in found.values()) == n_products
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -262,7 +263,7 @@ def test_a_gemm_between_others_has_the_precision_it_was_given(middle: str) -> No
     conv, pool, _, first, last = [n.name for n in context.model.graph]
     model = applied(context, {conv: "static", pool: "static", last: "static", first: middle})
     check(context, model, context.feeds, 4 * STEP)  # the mean of many is small beside its rounding
-    op = {"float": "Gemm", "static": "QGemm", "dynamic": "DynamicQuantizeMatMul", "int8 weights": "MatMulNBits"}
+    op = {"float": "Gemm", "static": "QGemm", "dynamic": "DynamicQuantizeMatMul", "int8 weights": "MatMulNBits, 8 bits"}
     assert kernels(model, context.feeds[0])[first] == op[middle]
 
 
