@@ -71,8 +71,8 @@ class Quantise:
     def _known_range(self, context: Context, node: ir.Node) -> bool:
         """Whether calibration data reach a node: those of an expert that no token is sent to have no range."""
         ranges = self._canonical_ranges(context)
-        return not ranges or all(v.name in ranges for v in (*node.inputs, *node.outputs)
-                                 if v is not None and v.name in self._asked)  # fmt: skip
+        values = [v.name for v in (*node.inputs, *node.outputs) if v is not None]
+        return not context.feeds or all(v in ranges for v in values if v in self._asked)
 
     @staticmethod
     def _site(node: ir.Node, about: str, precisions: Iterable[str]) -> Site:

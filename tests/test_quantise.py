@@ -499,5 +499,19 @@ def test_any_choice_on_any_graph_runs_close_and_is_replayed_to_the_byte(seed: in
     finished = quantise.finish(context, context.model, choices)
     without = Context(context.analysis, [], LOAD, integer=BACKEND.integer)
     bare = Quantise().apply(without, context.model, choices, solve=False)
+    again = quantise.apply(without, context.model, choices, solve=False)
+    assert bytes_of(again) == bytes_of(bare), "what was learnt from data must not help: a replay has none"
     tensors = {name: v.const_value.numpy() for name, v in finished.graph.initializers.items()}
     assert bytes_of(overwrite(bare, tensors)) == bytes_of(finished)
+
+
+def test_what_no_feed_reaches_is_not_given_a_fixed_range() -> None:
+    """As with an expert that no token is sent to: it may still compute with ranges found while running."""
+    case = Case("i = NonZero(x)\nt = Transpose<perm=[1, 0]>(i)\nc = Cast<to=1>(t)\nn = MatMul(c, w)\nresult = Relu(n)",
+                (3, 4), {"w": (2, 8)})  # fmt: skip
+    context = case.context(21)
+    quiet = Context(context.analysis, [{"x": np.zeros((3, 4), np.float32)}] * 3, LOAD, integer=BACKEND.integer)
+    for reached, wanted in ((context, True), (quiet, False)):
+        (site,) = Quantise().propose(reached)
+        assert (PRECISIONS.index("static") in site.levels) == wanted
+        assert PRECISIONS.index("dynamic") in site.levels

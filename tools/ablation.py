@@ -1,7 +1,7 @@
 """The joint solve against its parts at equal measured speed-up: each pass alone, two passes one after the other, and
 ONNX Runtime's own quantisation.
 
-    python -m tools.ablation TASK... [--speedups 2,3,4] [--seeds 0,1,2] [--samples 256] [--only METHOD]
+    python -m tools.ablation TASK... [--speedups 2,3,4] [--seeds 0,1,2] [--samples 320] [--only METHOD]
     python -m tools.ablation --measure TASK...     # time all models of a task again, in turns
 
 A seed draws the calibration samples and all that is random in a compile. Rows are kept in --out and not computed again
@@ -283,7 +283,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--joint", type=factors_option, default=[], metavar="SPEEDUPS",
                         help="factors for the joint solve alone, such as those that ONNX Runtime's models have")
     parser.add_argument("--seeds", type=_seeds, default=SEEDS)
-    parser.add_argument("--samples", type=int, default=256, help="calibration samples, a fifth of them held out")
+    parser.add_argument("--samples", type=int, default=320, help="calibration samples, a fifth of them held out")
     parser.add_argument("--limit", type=int, help="judge on the first so many evaluation samples (default: all)")
     parser.add_argument("--only", choices=METHODS, action="append", metavar="METHOD",
                         help=f"one method alone, may be repeated: {'; '.join(METHODS)}")
