@@ -22,6 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from graphprune.cost import CostModel
 from graphprune.descent import Descent
 from graphprune.errors import InfeasibleTarget
+from graphprune.quiet import silenced
 
 _SECONDS, _MOST_SECONDS = 4.0, 10.0
 _GAP = 5e-3
@@ -263,11 +264,12 @@ class Problem:
         scale = max(float(np.max(np.abs(objective))), 1e-300)
         integral = np.zeros(size)
         integral[:n] = 1
-        result = milp(
-            objective / scale, integrality=integral, bounds=Bounds(0, 1),
-            constraints=[in_time, equations.constraint(size)],
-            options={"time_limit": seconds, "mip_rel_gap": _GAP},
-        )  # fmt: skip
+        with silenced():  # HiGHS now and then prints a line of its own
+            result = milp(
+                objective / scale, integrality=integral, bounds=Bounds(0, 1),
+                constraints=[in_time, equations.constraint(size)],
+                options={"time_limit": seconds, "mip_rel_gap": _GAP},
+            )  # fmt: skip
         if result.x is None:
             return None
         best = (int(np.argmax(result.x[a:b])) for a, b in pairwise(starts))

@@ -19,7 +19,7 @@ LAYERS = [
     {"target", "dims", "trace", "progress"},
     {"keeps"},
     {"patches", "descent", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence",
-     "report_style", "cover", "parallel"},
+     "report_style", "cover", "parallel", "quiet"},
     {"rules.base", "rounding", "tableau", "tables", "evaluate", "report_html", "cost_model", "factor"},
     {"rules.shapes", "rules.linear", "rules.norms", "cost_presence"},
     {"rules.segments", "rules.attention", "cost_fit"},
