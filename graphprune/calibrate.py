@@ -25,7 +25,7 @@ Load = Callable[[ir.Model], Callable[[Feed], Mapping[str, np.ndarray]]]
 Item = TypeVar("Item")
 _SLICE_BYTES = 1_000_000_000
 _ROWS_PER_INPUT = 40
-_LEAST_ROWS = 50_000
+_LEAST_ROWS, _LEAST_BANK_ROWS = 50_000, 5_000
 
 
 def moments(
@@ -41,17 +41,16 @@ def moments(
     for part in _slices(list(unique.values()), model):
         inside = list(dict.fromkeys(view.reader.x for view in part if not _is_input(model, view)))
         run = load(exposed(model, inside)) if inside else dict  # a feed holds all that readers of inputs see
-        sums: dict[tuple, list[_Rows]] = {}
-        limits = {view.key(): rows_per_feed(_width(view, model), len(feeds)) for view in part}
+        sums: dict[tuple, _Rows | _Banks] = {}
+        limits = {view.key(): rows_per_feed(_width(view, model), len(feeds), view.banks) for view in part}
         for feed in feeds:
             values = {**feed, **run(feed)}
             for view in part:
                 rows = view.rows(values[view.reader.x], limits[view.key()])
-                banks = sums.setdefault(view.key(), [_Rows() for _ in rows])
-                for bank, x in zip(banks, rows, strict=True):
-                    bank.add(x)
+                sums.setdefault(view.key(), _Banks() if view.banks > 1 else _Rows()).add(*rows)
             step()
-        found.update({key: [bank.moments() for bank in banks] for key, banks in sums.items()})
+        for key, own in sums.items():
+            found[key] = own.moments() if isinstance(own, _Banks) else [own.moments()]
     return found
 
 
@@ -135,14 +134,44 @@ class _Rows:
         return moved, y + total / self._n
 
 
+class _Banks:
+    """The same for the filter banks of a layer, which have as many inputs each: all at once."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._origin: np.ndarray | None = None
+        self._gram = self._sum = 0.0
+
+    def add(self, *banks: np.ndarray) -> None:
+        rows = np.stack(banks)  # [banks, rows, in]
+        if self._origin is None:
+            self._origin = rows.mean(axis=1, keepdims=True) if rows.size else np.zeros_like(rows, shape=(
+                len(rows), 1, rows.shape[2]))  # fmt: skip
+        rows = rows - self._origin
+        self._gram = self._gram + np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
+        self._sum = self._sum + rows.sum(axis=1, dtype=np.float64)
+        self._n += rows.shape[1]
+
+    def moments(self) -> list[Moments]:
+        n_banks, _, n = self._origin.shape
+        if not self._n:
+            return [Moments(np.eye(n), np.zeros(n), 1)] * n_banks
+        found = []
+        for gram, total, origin in zip(self._gram, self._sum, self._origin[:, 0].astype(np.float64), strict=True):
+            moved = gram + np.outer(origin, total + self._n * origin) + np.outer(total, origin)
+            found.append(Moments(moved, origin + total / self._n, self._n))
+        return found
+
+
 def _mean(rows: np.ndarray) -> np.ndarray:
     return rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1], rows.dtype)
 
 
-def rows_per_feed(n_inputs: int, n_feeds: int) -> int:
-    """How many rows of one feed are enough: in all, 40 for each input of the layer, and at least 50,000. Images have
-    far more pixels than their early layers have inputs."""
-    return max(16, -(-max(_ROWS_PER_INPUT * n_inputs, _LEAST_ROWS) // max(n_feeds, 1)))
+def rows_per_feed(n_inputs: int, n_feeds: int, n_banks: int = 1) -> int:
+    """How many rows of one feed are enough: in all, 40 for each input of the layer, and at least 50,000 (less for many
+    small filter banks). Images have far more pixels than their early layers have inputs."""
+    least = max(_LEAST_ROWS // n_banks, _LEAST_BANK_ROWS)
+    return max(16, -(-max(_ROWS_PER_INPUT * n_inputs, least) // max(n_feeds, 1)))
 
 
 def _width(view: View, model: ir.Model) -> int:

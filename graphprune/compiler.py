@@ -74,7 +74,7 @@ class Compiler:
             self.lowerings = self._choose_lowerings() if lower else {}
         views = list(self.context.views.values())
         if any(getattr(p, "reads_all", False) for p in self.passes):
-            views += [v for v in self.context.linear.values() if v.banks == 1]
+            views += self.context.linear.values()
         with self.stage("calibrate", len(self.fitted) * slices_needed(views, self.context.model)) as step:
             self.context.step = step
             self.context.moments_of(views)

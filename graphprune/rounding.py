@@ -23,6 +23,7 @@ DAMPING = 0.01
 _SHRINK = np.linspace(1, 0.4, 25)
 _COLUMNS = 128  # rounded between two matrix products
 _CHUNK = 1 << 17  # weights searched at once: they stay in the cache
+_FLIPS, _MOST_FLIPS = 3, 120
 _TINY = float(np.finfo(np.float32).tiny)
 _DEAD = 1e-9
 
@@ -129,6 +130,57 @@ def compensated(
     worse = _row_errors(weight, passed_on * scale, gram) >= _row_errors(weight, nearest * scale, gram)
     passed_on[worse] = nearest[worse]
     return grid.rounded(weight, passed_on)
+
+
+def compensated_by_bank(weight: Array, moments: Sequence[Moments], bits: int = 8, *, centre: bool = False) -> Rounded:
+    """As `compensated` for filter banks that each have inputs of their own, as grouped and depthwise convolutions do.
+
+    A bank of few inputs leaves little to pass errors on to, but few levels to choose from: they are changed by one, one
+    at a time, as long as tr(E H E^T) falls, from the nearest ones, in scales from what covers all weights downwards, of
+    which each output takes the best. weight [out, in / banks x taps], banks one after the other.
+    """
+    weight = np.asarray(weight)
+    for own in moments:
+        check_weight(weight, len(own.mean))
+    n_banks, n = len(moments), weight.shape[1]
+    if not n_banks or len(weight) % n_banks:
+        raise UsageError(f"{len(weight)} outputs do not make {n_banks} equal banks")
+    grams = np.stack([own.scatter(centre) for own in moments])
+    grams = grams / np.maximum(np.abs(grams).max(axis=(1, 2), keepdims=True), _TINY)  # each bank for itself
+    grid = _grid(weight, bits, True, None, False, None)
+    w, ends = weight.reshape(n_banks, -1, n).astype(np.float64), (grid.low.min(initial=-1), grid.high.max(initial=1))
+    full = grid.scale.reshape(n_banks, -1, 1).astype(np.float64)
+    best, scale, least = np.zeros_like(w), full, np.full(full.shape, np.inf)
+    for factor in _SHRINK:
+        tried = np.maximum(full * factor, _TINY).astype(np.float32).astype(np.float64)
+        levels = _flipped(w, tried, grams, *map(float, ends))
+        off = w - levels * tried
+        error = np.sum((off @ grams) * off, axis=2, keepdims=True)
+        better = error < least
+        best, scale, least = (np.where(better, new, old) for new, old in
+                              ((levels, best), (tried, scale), (error, least)))  # fmt: skip
+    chosen = _Grid(scale.reshape(-1, 1).astype(np.float32), grid.low, grid.high, bits, None, True)
+    return chosen.rounded(weight, best.reshape(weight.shape).astype(np.float32))
+
+
+def _flipped(w: Array, scale: Array, grams: Array, low: float, high: float) -> Array:
+    """Levels [banks, out, in] at which no single one, changed by one, lowers the error; w likewise, scale [banks, out,
+    1], grams [banks, in, in]."""
+    levels = np.clip(np.rint(w / scale), low, high)
+    off = w - levels * scale
+    slope = off @ grams
+    own = np.einsum("bii->bi", grams)[:, None, :]
+    for _ in range(min(_FLIPS * w.shape[2], _MOST_FLIPS)):
+        gain = 2 * scale * np.abs(slope) - scale**2 * own
+        sign = np.sign(slope)
+        gain[(levels + sign < low) | (levels + sign > high)] = -np.inf
+        at = gain.argmax(axis=2, keepdims=True)
+        step = np.where(np.take_along_axis(gain, at, 2) > 1e-12, np.take_along_axis(sign, at, 2), 0.0)
+        if not step.any():
+            break
+        np.put_along_axis(levels, at, np.take_along_axis(levels, at, 2) + step, 2)
+        slope -= step * scale * np.take_along_axis(grams, at, 1)
+    return levels
 
 
 def _passed_on(weight: Array, grid: _Grid, gram: Array, damping: float) -> Array:
@@ -238,8 +290,11 @@ def _row_errors(weight: Array, other: Array, gram: Array | None) -> Array:
 
 
 def bias_correction(weight: Array, rounded: Rounded, mean_input: Array) -> Array:
-    """What to add to the bias so that the mean output stays: (W - W_q) mean(x), float64 [out]."""
-    return (np.asarray(weight, np.float64) - rounded.dequantised()) @ np.asarray(mean_input, np.float64)
+    """What to add to the bias so that the mean output stays: (W - W_q) mean(x), float64 [out]. mean_input [in], or of
+    each filter bank [banks, in]."""
+    off = np.asarray(weight, np.float64) - rounded.dequantised()
+    means = np.atleast_2d(np.asarray(mean_input, np.float64))
+    return np.einsum("boi,bi->bo", off.reshape(len(means), -1, off.shape[1]), means).reshape(-1)
 
 
 def smooth(amax: Array, weight: Array | Sequence[Array], alpha: float = 0.5) -> Array:

@@ -21,12 +21,19 @@ import onnx_ir as ir
 from graphprune.calibrate import moments
 from graphprune.compensate import Moments
 from graphprune.context import Context
-from graphprune.edit import stands_for
+from graphprune.edit import set_constant, stands_for
 from graphprune.eight_bit import Static, limits_of, weight_of
 from graphprune.qdq import Writer
 from graphprune.ranges import Histogram, affine, interval
 from graphprune.recentre import recentre
-from graphprune.rounding import Rounded, compensated, pack_blocks, round_to_nearest
+from graphprune.rounding import (
+    Rounded,
+    bias_correction,
+    compensated,
+    compensated_by_bank,
+    pack_blocks,
+    round_to_nearest,
+)
 from graphprune.sites import Choice, Site
 from graphprune.trace import Feed, exposed
 from graphprune.views import View, reader_of, view_of
@@ -38,6 +45,7 @@ _BITS = {"int4 weights": 4, "int8 weights": 8, "static": 8, "dynamic": 8}
 _SINCE = {"static": 10, "dynamic": 11}
 """Precision -> the opset from which there are operators for it."""
 _BLOCK = 64
+_ROUGH = 0.1
 _PREFIX = "precision "
 _RANGE_FEEDS = 64
 _QUICK_FEEDS, _MEAN_FEEDS = 16, 48
@@ -141,8 +149,9 @@ class Quantise:
 
     def _rounded(self, context: Context, model: ir.Model, linear: Mapping[ir.Node, str], effort: Effort):
         """Rounded weights [out, in] by node, errors made up for as far as the inputs' moments are known: those of this
-        very model ("best"), or of the canonical one where the node takes what it takes there ("quick")."""
-        views = {n.name: v for n in linear if effort != "none" and (v := _view(n)) is not None and v.banks == 1}
+        very model ("best"), or of the canonical one where the node takes what it takes there ("quick"). What rounding
+        does to the mean outputs goes into the biases, in place."""
+        views = {n.name: v for n in linear if effort != "none" and (v := _view(n)) is not None}
         if effort == "best":
             found = moments(model, list(views.values()), context.feeds, context.load) if views else {}
         else:
@@ -150,24 +159,57 @@ class Quantise:
             found = context.moments_of(views.values())
         rounded = {}
         for node, precision in linear.items():
-            own = found[views[node.name].key()][0] if node.name in views else None
+            own = found[views[node.name].key()] if node.name in views else None
             matrix = weight_of(node).matrix
-            if own is not None and len(own.mean) != matrix.shape[1]:
+            if own is not None and len(own[0].mean) != matrix.shape[1]:
                 own = None  # some inputs are gone
-            rounded[node.name] = self._made_up(node.name, matrix, precision, own, effort)
+            bias = _own_bias(node) if own is not None else None
+            rounded[node.name] = r = self._made_up(node.name, matrix, precision, own, _n_banks(node), bias is not None,
+                                                       effort)  # fmt: skip
+            if bias is not None:
+                shift = bias_correction(matrix, r, np.array([m.mean for m in own]))
+                old = bias.const_value.numpy()
+                set_constant(bias, (old + shift.reshape(old.shape)).astype(old.dtype))
         return rounded
 
-    def _made_up(self, name: str, matrix: np.ndarray, precision: str, own: Moments | None, effort: Effort):
+    def _made_up(
+        self, name: str, matrix: np.ndarray, precision: str, own: Sequence[Moments] | None, n_banks: int,
+        centre: bool, effort: Effort,
+    ) -> Rounded:  # fmt: skip
         bits, block = _BITS[precision], _BLOCK if "weights" in precision else None
         if effort == "none":
             return round_to_nearest(matrix, bits=bits, block=block)
-        key = (name, bits, block, matrix.shape, hash(matrix.tobytes()))
+        key = (name, bits, block, centre, matrix.shape, hash(matrix.tobytes()))
         if effort == "best" or key not in self._known:
-            self._known[key] = (
-                round_to_nearest(matrix, bits=bits, block=block, search=True) if own is None
-                else compensated(matrix, own, bits=bits, block=block)
-            )  # fmt: skip
+            if own is None and n_banks == len(matrix) > 1:
+                found = compensated_by_bank(matrix, [_smooth_inputs(matrix.shape[1])] * n_banks, bits=bits)
+            elif own is None:
+                found = round_to_nearest(matrix, bits=bits, block=block, search=True)
+            elif len(own) == 1:
+                found = compensated(matrix, own[0], bits=bits, block=block, centre=centre)
+            else:
+                found = compensated_by_bank(matrix, own, bits=bits, centre=centre)
+            self._known[key] = found
         return self._known[key]
+
+
+def _n_banks(node: ir.Node) -> int:
+    return node.attributes["group"].value if node.op_type == "Conv" and "group" in node.attributes else 1
+
+
+def _smooth_inputs(n: int) -> Moments:
+    """What the taps of a depthwise convolution mostly see, where nothing is known of them: one large mean, so that the
+    sum of the weights matters most."""
+    return Moments(np.ones((n, n)) + _ROUGH * np.eye(n), np.zeros(n), 1)
+
+
+def _own_bias(node: ir.Node) -> ir.Value | None:
+    """The constant bias of a Conv or Gemm, one number per output as it is added, that nothing else takes."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or not bias.is_initializer() or len(bias.uses()) > 1 or bias.is_graph_output():
+        return None
+    plain = "beta" not in node.attributes or node.attributes["beta"].value == 1
+    return bias if plain and bias.const_value.size == len(weight_of(node).matrix) else None
 
 
 def _noise(precision: str) -> float:

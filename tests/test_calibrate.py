@@ -11,6 +11,7 @@ from graphprune.calibrate import cross_moments, moments, slices_needed
 from graphprune.compensate import CrossMoments, Moments, least_squares
 from graphprune.context import Context
 from graphprune.prepare import loader
+from graphprune.views import reader_of, view_of
 from tests.graphs import model_of, run, typed
 from tests.test_refit import CNN, cnn, images
 
@@ -94,3 +95,23 @@ def test_a_layer_that_no_row_ever_reaches_is_known_by_its_weights_and_left_as_it
     pairs = [(view, None, lambda dense, pruned: pruned["y"])]
     halves = [({}, values | {"y": np.zeros((0, 4), np.float32)}) for values in nothing]
     assert cross_moments(pairs, halves) == [None]
+
+
+@pytest.mark.parametrize("n_feeds", [1, 3])
+def test_filter_banks_have_moments_of_their_own_inputs(n_feeds: int) -> None:
+    """All banks of a depthwise convolution at once, as each by itself; also about a large mean."""
+    model = model_of("result = Conv<group=6, pads=[1, 1, 1, 1]>(x, w)", {"x": (2, 6, 5, 5)}, {"w": (6, 1, 3, 3)})
+    (node,) = model.graph
+    view = view_of(reader_of(node), node, node.inputs[1])
+    rng = np.random.default_rng(0)
+    feeds = [{"x": (100 + rng.normal(size=(2, 6, 5, 5))).astype(np.float32)} for _ in range(n_feeds)]
+    (banks,) = moments(model, [view], feeds, LOAD).values()
+    rows = [np.concatenate([view.rows(f["x"])[i] for f in feeds]) for i in range(6)]
+    assert len(banks) == 6
+    for own, x in zip(banks, rows, strict=True):
+        wanted = Moments.of(x)
+        assert own.n_samples == wanted.n_samples
+        np.testing.assert_allclose(own.gram, wanted.gram, rtol=1e-6)
+        np.testing.assert_allclose(own.mean, wanted.mean, rtol=1e-6)
+        scatter = wanted.scatter()
+        np.testing.assert_allclose(own.scatter(), scatter, rtol=1e-3, atol=1e-3 * np.abs(scatter).max())

@@ -16,6 +16,7 @@ from graphprune.rounding import (
     DAMPING,
     bias_correction,
     compensated,
+    compensated_by_bank,
     pack_blocks,
     pack_zero_points,
     round_to_nearest,
@@ -394,3 +395,85 @@ def test_compensation_nearly_halves_the_error_of_four_bits_on_unseen_text():
             nearest = off(round_to_nearest(weight, 4, block=block))
             assert off(compensated(weight, moments, 4, block)) < 0.75 * nearest < 0.2
         assert off(compensated(weight, moments, 8)) < off(round_to_nearest(weight, 8)) < 0.01
+
+
+# Banks with inputs of their own
+
+
+def banks_of(seed: int, n_banks: int, n_out: int, n_in: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A weight, and for each bank inputs that differ little from one another about a large mean, as the taps of a
+    depthwise convolution see them."""
+    rng = np.random.default_rng(seed)
+    n = n_banks * n_out
+    weight = (rng.normal(size=(n, n_in)) * np.exp(rng.normal(size=(n, 1)))).astype(np.float32)
+    common = rng.exponential(size=(n_banks, 60, 1)) * np.exp(rng.normal(size=(n_banks, 1, 1)))
+    return weight, list(common * (1 + 0.2 * rng.normal(size=(n_banks, 60, n_in))))
+
+
+def bank_errors(weight: np.ndarray, levels: np.ndarray, scale: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """tr(E H E^T) of each output."""
+    off = weight.astype(np.float64) - levels * scale[:, None].astype(np.float64)
+    off = off.reshape(len(grams), -1, weight.shape[1])
+    return np.einsum("boi,bij,boj->bo", off, grams, off).reshape(-1)
+
+
+@quickly
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.sampled_from([4, 8]),
+       st.booleans())  # fmt: skip
+def test_by_bank_no_level_changed_by_one_errs_less_and_nearest_errs_no_less(seed, n_banks, n_out, n_in, bits, centre):
+    weight, inputs = banks_of(seed, n_banks, n_out, n_in)
+    moments = [Moments.of(x) for x in inputs]
+    grams = np.stack([m.scatter(centre) for m in moments])
+    found = compensated_by_bank(weight, moments, bits, centre=centre)
+    low, high = (-8, 7) if bits == 4 else (-127, 127)
+    assert found.q.shape == weight.shape and found.q.min() >= low and found.q.max() <= high
+    levels, scale = found.q.astype(np.float64), found.scale
+    own = bank_errors(weight, levels, scale, grams)
+    nearest = round_to_nearest(weight, bits)
+    slack = 1e-6 * np.repeat(np.abs(grams).max(axis=(1, 2)), n_out) * (np.abs(weight).max(axis=1) ** 2 + 1e-12)
+    assert (own <= bank_errors(weight, nearest.q.astype(np.float64), nearest.scale, grams) + slack).all()
+    for j in range(n_in):
+        for step in (-1, 1):
+            other = levels.copy()
+            other[:, j] += step
+            inside = (other[:, j] >= low) & (other[:, j] <= high)
+            assert (bank_errors(weight, other, scale, grams) >= own - slack)[inside].all()
+
+
+def test_by_bank_the_error_of_smooth_inputs_is_a_fraction_of_that_of_the_nearest() -> None:
+    """Rounded to nearest, the sum of a few weights is off by as much as each of them; and by brute force there is
+    hardly better to be had in the same scales."""
+    ratios, above = [], []
+    for seed in range(30):
+        weight, inputs = banks_of(seed, 4, 1, 4)
+        moments = [Moments.of(x) for x in inputs]
+        grams = np.stack([m.gram for m in moments])
+        found, nearest = compensated_by_bank(weight, moments, 8), round_to_nearest(weight, 8)
+        own, other = (bank_errors(weight, r.q.astype(np.float64), r.scale, grams) for r in (found, nearest))
+        ratios.append(own.sum() / other.sum())
+        base = np.floor(weight / found.scale[:, None])
+        least = np.min([bank_errors(weight, base + np.array(up), found.scale, grams)
+                        for up in np.ndindex(4, 4, 4, 4) for up in [np.array(up) - 1]], axis=0)  # fmt: skip
+        above.append(own.sum() / least.sum())
+    assert np.exp(np.mean(np.log(ratios))) < 0.5
+    assert np.median(above) < 1.5
+
+
+def test_by_bank_banks_must_fit_the_weight() -> None:
+    weight, inputs = banks_of(0, 3, 2, 4)
+    moments = [Moments.of(x) for x in inputs]
+    with pytest.raises(UsageError, match="equal banks"):
+        compensated_by_bank(weight[:5], moments)
+    with pytest.raises(UsageError):
+        compensated_by_bank(weight[:, :3], moments)
+
+
+def test_the_mean_outputs_of_banks_are_restored_by_the_bias() -> None:
+    weight, inputs = banks_of(1, 3, 2, 4)
+    moments = [Moments.of(x) for x in inputs]
+    found = compensated_by_bank(weight, moments, 4, centre=True)
+    shift = bias_correction(weight, found, np.array([m.mean for m in moments]))
+    for i, x in enumerate(inputs):
+        rows = slice(2 * i, 2 * i + 2)
+        got = x @ found.dequantised()[rows].T + shift[rows]
+        np.testing.assert_allclose(got.mean(0), (x @ weight[rows].T).mean(0), rtol=1e-5)
