@@ -147,6 +147,7 @@ class ClosedLoop:
                     c.losses,
                     ordered=c.ordered,
                     start=start,
+                    parts=[] if start else c.parts,
                     n_evaluations=n_evaluations,
                     seed=c.seed,
                     step=step,

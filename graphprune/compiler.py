@@ -164,6 +164,12 @@ class Compiler:
                                  prior=tuple(site.prior[i] for i in kept)))  # fmt: skip
         return found
 
+    @property
+    def parts(self) -> list[set[str]]:
+        """The sites of each pass, where there are several."""
+        found = [{s.name for s in sites} for sites in self.proposed.values() if sites]
+        return found if len(found) > 1 else []
+
     def stage(self, name: str, total: int | None = None):
         return _timed(self.progress, name, total, self.seconds)
 

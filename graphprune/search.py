@@ -6,12 +6,13 @@ because these do not add up either, candidates near the solution are built, run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from graphprune.cost import CostModel
+from graphprune.errors import InfeasibleTarget
 from graphprune.sites import Site
 from graphprune.solver import Problem
 
@@ -73,13 +74,15 @@ def measure_curves(sites: Sequence[Site], evaluate: Evaluate, step: Callable[[],
 def improve(
     levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray], cost: CostModel, budget_ms: float,
     evaluate: Evaluate, *, n_evaluations: int, seed: int, step: Callable[[], None],
-    ordered: Mapping[str, bool] | None = None, start: Levels | None = None,
+    ordered: Mapping[str, bool] | None = None, start: Levels | None = None, parts: Sequence[Collection[str]] = (),
 ) -> tuple[dict[str, int], float]:  # fmt: skip
     """The best of the solver's answer and of others near it, by measured divergence, from `n_evaluations` built models.
 
     Losses do not add up, so they are measured again where the solver went: what the output gains if one site alone is
     left whole there. The curves, so corrected, are solved anew; where that does not help they are shaken at random.
-    Every candidate holds the time budget. start: levels to begin at, changed as far as the budget asks for it.
+    Every candidate holds the time budget. start: levels to begin at, changed as far as the budget asks for it. parts:
+    sites (such as those of one pass) whose own answers, all others left whole, are tried first: a search that begins
+    from all at once may never come by what one of them does alone.
     Deterministic for a seed. step is called n_evaluations times.
     """
     rng = np.random.default_rng(seed)
@@ -113,9 +116,10 @@ def improve(
     best = problem.solve(curves if start is None else _staying(start, levels, curves), budget_ms, start)
     if not n_evaluations:
         return best, next(iter(evaluate([best])))
-    (best_loss,) = spend([best])
+    found = [best, *_answers_of_parts(parts, levels, curves, cost, budget_ms, ordered)][:left]
+    best_loss, best = min(zip(spend(found), found, strict=True), key=lambda pair: pair[0])
     centre: Mapping[str, float] = dict.fromkeys(levels, 0.0)  # logarithms of what the curves are multiplied by
-    seen = {tuple(best.values())}
+    seen = {tuple(each.values()) for each in found}
     tried_here = False
     while left > 0:
         if not tried_here and left > _FEWEST:
@@ -129,6 +133,23 @@ def improve(
             if loss < best_loss:
                 best, best_loss, centre, tried_here = candidate, loss, weights, False
     return best, best_loss
+
+
+def _answers_of_parts(
+    parts: Sequence[Collection[str]], levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray],
+    cost: CostModel, budget_ms: float, ordered: Mapping[str, bool] | None,
+) -> list[dict[str, int]]:  # fmt: skip
+    """The solver's answer with the sites of each part alone, where it is within the budget."""
+    found = []
+    for part in parts:
+        own = {s: list(v) if s in part else [v[-1]] for s, v in levels.items()}
+        losses = {s: np.asarray(curves[s], float)[-len(own[s]) :] for s in levels}
+        problem = Problem(own, cost, ordered=ordered)
+        try:
+            found.append(problem.solve(losses, budget_ms, problem.fastest))
+        except InfeasibleTarget:
+            continue
+    return found
 
 
 def _staying(

@@ -448,6 +448,29 @@ def test_the_search_takes_the_steps_it_was_given_and_builds_no_more(instance, sh
     assert loss == min(evaluate(c) for c in built if cost.predict(c).ms <= share * cost.dense_ms * (1 + 1e-9))
 
 
+def test_what_one_part_does_alone_is_found_though_the_curves_speak_for_a_mixture() -> None:
+    """Sites of one part each look bad alone and lose nothing when all are taken, as nodes in 8 bits between others."""
+    levels = {f"{part}{i}": (8, 16) for part in "ab" for i in range(6)}
+    cost = cost_model(tuple(term(f"k{s}", 1 / 16, Factor(s)) for s in levels), levels)
+    curves = {s: np.array([0.3 if s[0] == "a" else 0.2, 0.0]) for s in levels}
+
+    def evaluate(chosen) -> float:
+        taken = [s for s in levels if chosen[s] == 8]
+        if all(s[0] == "a" for s in taken):
+            return 0.01 * len(taken)
+        return loss_of(levels, curves, chosen)
+
+    def search(parts):
+        return improve(levels, curves, cost, 9.0, each(evaluate), n_evaluations=12, seed=0, step=lambda: None,
+                       parts=parts)  # fmt: skip
+
+    parts = [{s for s in levels if s[0] == part} for part in "ab"]
+    found, loss = search(parts)
+    assert loss == evaluate(found) == pytest.approx(0.06)
+    assert all(found[s] == (8 if s[0] == "a" else 16) for s in levels)
+    assert search([])[1] > 0.5
+
+
 def test_the_search_gains_much_where_losses_do_not_add_up() -> None:
     """Over many planted instances: never worse than the additive answer, and closer to the best there is."""
     rng = np.random.default_rng(0)
