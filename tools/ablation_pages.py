@@ -147,8 +147,10 @@ def _rivals(table: dict[tuple[str, float | None], Cell], asked: float) -> list[C
 
 
 def _targets(table: dict[tuple[str, float | None], Cell]) -> list[float]:
-    """Targets for which there is more than the joint solve, ascending."""
-    return sorted({asked for method, asked in table if asked and method in AT_A_TARGET and method != JOINT})
+    """Targets with a column of their own, ascending: round ones, and others for which there is more than the joint
+    solve (which is also asked for the speeds that the runtime's own models happen to have)."""
+    return sorted({asked for method, asked in table
+                   if asked and method in AT_A_TARGET and (method != JOINT or asked == int(asked))})  # fmt: skip
 
 
 def _task(name: str, rows: Sequence[Row]) -> list[str]:
