@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 LOW, HIGH = 1.0, 1.08
 """The window of accepted results: measured speed-up over the target."""
-_AIM, _AIM_MORE, _MOST_AIM = 1.02, 0.01, 1.05
+_AIM, _AIM_MORE, _MOST_AIM, _MOST_MISSED = 1.02, 0.01, 1.05, 1.2
 """What is aimed at over the target, how much more after each attempt, and at most: answers lean on what the prices
-flatter."""
+flatter. Where they keep falling short by more, as much as they fell short, at most by the last."""
 _ATTEMPTS = 7
 _EVALUATIONS = 60
 
@@ -78,7 +78,7 @@ class ClosedLoop:
         for i in range(_ATTEMPTS):
             wanted = self._wanted(cost.dense_ms)
             n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
-            aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
+            aim = self._aim(i)
             start = levels if i > 1 else None
             levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
             with c.stage(f"measure {i + 1}"):
@@ -110,6 +110,12 @@ class ClosedLoop:
             at=self._obstacle(),
             fix="lower the target, or allow more passes",
         )
+
+    def _aim(self, i: int) -> float:
+        """What to ask of the solver at attempt i, over what is wanted."""
+        aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
+        missed = [a.predicted / a.measured for a in self.attempts[1:]]  # the first is made with uncorrected prices
+        return max(aim, min(_AIM * float(np.median(missed)), _MOST_MISSED)) if missed else aim
 
     def _wanted(self, dense_ms: float) -> float:
         """The target as a speed-up over the dense model."""
