@@ -51,8 +51,13 @@ class Cell:
         return sorted(100 * r["metrics"][metric] for r in self.done)
 
     def median(self, metric: str) -> float:
-        """In percent, to the tenth that is printed: what prints alike is alike."""
-        return round(float(np.median(self.values(metric))), 1)
+        """In percent, to the digits that are printed: what prints alike is alike."""
+        return round(float(np.median(self.values(metric))), digits(metric))
+
+
+def digits(metric: str) -> int:
+    """How many to print behind the point of a percentage: shares of samples are coarse, cosines crowd below 100."""
+    return 2 if metric == "cosine" else 1
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
@@ -200,9 +205,10 @@ def _cell(cell: Cell | None, metric: str, best: float) -> str:
 
 def _quality(cell: Cell, metric: str, *, bold: bool = False) -> str:
     """`98.7 % [98.5..98.9]`; without a range for a single seed."""
-    values, text = cell.values(metric), f"{cell.median(metric):.1f} %"
+    values, n = cell.values(metric), digits(metric)
+    text = f"{cell.median(metric):.{n}f} %"
     text = f"**{text}**" if bold else text
-    return f"{text} [{values[0]:.1f}..{values[-1]:.1f}]" if len(values) > 1 else text
+    return f"{text} [{values[0]:.{n}f}..{values[-1]:.{n}f}]" if len(values) > 1 else text
 
 
 def _short(cell: Cell) -> str:
