@@ -134,7 +134,7 @@ class _Samples:
         self.classes: dict[_Class, list[Surroundings]] = {}
         for around in alike:
             self.kin.setdefault(around.kin, []).append(around)
-            for r in range(len(self._rings(around.names[0]))):
+            for r in range(len(self._rings_of(around))):
                 self.classes.setdefault(self._class(around, r), []).append(around)
         self._tables: dict[_Class, Table] = {}
         self._found: dict[tuple[object, ...], tuple[Rule | None, float]] = {}
@@ -182,7 +182,7 @@ class _Samples:
     def _shared(self, around: Surroundings, i: int, place: _Place, op: str) -> Presence | None:
         """The rule that holds for a node and for all that are alike, as far as the rule looks; None also where it does
         not hold for the node itself."""
-        rings = self._rings(around.names[0])
+        rings = self._rings_of(around)
         found: list[tuple[float, Rule]] = []
         for r in range(len(rings)):
             kind = self._class(around, r)
@@ -260,16 +260,20 @@ class _Samples:
             return (tuple(self.columns),)
         return [[s for s in ring if s in self.columns] for ring in self.near.get(anchor, ())]
 
+    def _rings_of(self, around: Surroundings) -> Rings:
+        """The same of a node. Another one may go by the name of its, and have sites that are not near it."""
+        return [[s for s in ring if s in around.roles] for ring in self._rings(around.names[0])]
+
     def _class(self, around: Surroundings, r: int) -> _Class:
         """The same for nodes with the same roles in their rings up to r."""
-        roles = frozenset(around.roles[s] for ring in self._rings(around.names[0])[: r + 1] for s in ring)
+        roles = frozenset(around.roles[s] for ring in self._rings_of(around)[: r + 1] for s in ring)
         return r, around.op, len(around.names), roles
 
     def _table(self, kind: _Class) -> Table:
         """The samples of all nodes of a class, one after the other: role -> what the site in it was at."""
         if kind not in self._tables:
             mates = self.classes[kind]
-            rings = self._rings(mates[0].names[0])[: kind[0] + 1]
+            rings = self._rings_of(mates[0])[: kind[0] + 1]
             order = [mates[0].roles[s] for ring in rings for s in ring]
             sites = [{role: site for site, role in mate.roles.items()} for mate in mates]
             columns = {role: np.concatenate([self.columns[own[role]] for own in sites]) for role in order}

@@ -385,6 +385,19 @@ def test_a_kernel_that_a_block_never_had_is_not_for_nothing() -> None:
     assert all(sites["rank", "own"] == f"rank {key.name[1]}" for key, sites in family)
 
 
+def test_a_site_that_is_near_another_node_of_the_same_name_has_no_say() -> None:
+    """A value may be called as a node elsewhere: its rings then hold sites that play no role here."""
+    levels = block_levels()
+    rng = np.random.default_rng(5)
+    counts = [{s: int(rng.choice(v)) for s, v in levels.items()} for _ in range(40)]
+    runs = [[(k.name, k.op) for k in Blocks().exact(n)] for n in counts]
+    near = blocks_near()
+    near["b2"] = (*near["b2"][:2], (*near["b2"][2], "width 7"))
+    switches = [s for s in levels if "precision" in s]
+    explained = presences(runs, counts, levels, switches, near, blocks_alike())
+    assert explained.rules == presences(runs, counts, levels, switches, blocks_near(), blocks_alike()).rules
+
+
 def test_a_block_that_does_otherwise_than_those_like_it_keeps_its_own_rule() -> None:
     """A planted exception: one block's product is never left out for its factors' sake."""
 
