@@ -224,12 +224,12 @@ def _apart(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
         external = isinstance(tensor, ir.ExternalTensor)
         if tensor is None or not (external or tensor.nbytes >= _LARGE_BYTES):
             continue
-        if tensor.dtype.name.lower() not in _LARGE_TYPES:
-            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=name) if external else tensor
-        else:
+        if tensor.dtype.name.lower() in _LARGE_TYPES:
             weights[name] = ort.OrtValue.ortvalue_from_numpy(np.require(tensor.numpy(), requirements=["C", "A"]))
             value.const_value = ir.ExternalTensor(_IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape,
                                                   name=name)  # fmt: skip
+        elif external:
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=name)
     return light, weights
 
 

@@ -114,7 +114,7 @@ class _Rows:
     def moments(self) -> Moments:
         self._flush()
         if not self._n:
-            return Moments(np.eye(len(self._gram)), np.zeros(len(self._gram)), 1)
+            return _never_seen(len(self._gram))
         gram, mean = self._about_zero(self._gram, self._sum_x, self._origin_x)
         return Moments(gram, mean, self._n)
 
@@ -129,9 +129,7 @@ class _Rows:
     def _about_zero(self, product: np.ndarray, total: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A sum of products with rows of this origin and total, moved to zero; and the mean of those rows."""
         x, y = self._origin_x.astype(np.float64), origin.astype(np.float64)
-        moved = product + np.outer(x, total + self._n * y)
-        moved += np.outer(self._sum_x, y)
-        return moved, y + total / self._n
+        return _moved(product, x, y, self._sum_x, total, self._n), y + total / self._n
 
 
 class _Banks:
@@ -145,8 +143,7 @@ class _Banks:
     def add(self, *banks: np.ndarray) -> None:
         rows = np.stack(banks)  # [banks, rows, in]
         if self._origin is None:
-            self._origin = rows.mean(axis=1, keepdims=True) if rows.size else np.zeros_like(rows, shape=(
-                len(rows), 1, rows.shape[2]))  # fmt: skip
+            self._origin = np.stack([_mean(own) for own in rows])[:, None]
         rows = rows - self._origin
         self._gram = self._gram + np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
         self._sum = self._sum + rows.sum(axis=1, dtype=np.float64)
@@ -155,12 +152,21 @@ class _Banks:
     def moments(self) -> list[Moments]:
         n_banks, _, n = self._origin.shape
         if not self._n:
-            return [Moments(np.eye(n), np.zeros(n), 1)] * n_banks
-        found = []
-        for gram, total, origin in zip(self._gram, self._sum, self._origin[:, 0].astype(np.float64), strict=True):
-            moved = gram + np.outer(origin, total + self._n * origin) + np.outer(total, origin)
-            found.append(Moments(moved, origin + total / self._n, self._n))
-        return found
+            return [_never_seen(n)] * n_banks
+        origins = self._origin[:, 0].astype(np.float64)
+        return [Moments(_moved(gram, x, x, total, total, self._n), x + total / self._n, self._n)
+                for gram, total, x in zip(self._gram, self._sum, origins, strict=True)]  # fmt: skip
+
+
+def _moved(product: np.ndarray, x: np.ndarray, y: np.ndarray, sum_x: np.ndarray, sum_y: np.ndarray, n: int):
+    """A sum of products of n rows about the origins x and y, with those sums about them, as one about zero."""
+    moved = product + np.outer(x, sum_y + n * y)
+    moved += np.outer(sum_x, y)
+    return moved
+
+
+def _never_seen(n_inputs: int) -> Moments:
+    return Moments(np.eye(n_inputs), np.zeros(n_inputs), 1)
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
