@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from graphprune.backends.base import Backend
+from graphprune.devices import HOST, find
 from graphprune.errors import UsageError
+from graphprune.profiling import Profiler
 
-DEVICES = ("host",)
+
+def open_backend(
+    device: str, threads: int = 1, precision: str | None = None, baseline: str | None = None
+) -> Backend:
+    """The backend for `device`: this machine, a device by name, or one by a file (see `devices.find`).
+
+    precision, baseline: what floating-point numbers are on a device that is not here, in the compressed model and in
+    the dense one. Raises UsageError naming the devices there are.
+    """
+    if device == HOST:
+        from graphprune.backends.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(threads=threads)
+    described = find(device)
+    from graphprune.backends.modelled import Modelled
+
+    return Modelled(described, threads, precision, baseline)
 
 
-def open_backend(device: str, threads: int = 1) -> Backend:
-    """The backend that runs on `device`. Raises UsageError naming the devices there are."""
-    if device != "host":
-        near = get_close_matches(device, DEVICES, n=1)
-        raise UsageError(
-            f"unknown device {device!r}", at="--device",
-            fix=f"did you mean {near[0]}?" if near else f"the devices are: {', '.join(DEVICES)} (this machine)",
-        )  # fmt: skip
+def open_profiler(device: str, threads: int = 1) -> Profiler:
+    """What measures kernels on this machine. Raises UsageError for what cannot be measured here."""
+    if device != HOST:
+        raise UsageError(f"{device!r} cannot be measured here", at="--device", fix=f"the choice is {HOST}")
     from graphprune.backends.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(threads=threads)

@@ -45,6 +45,22 @@ class Backend(Protocol):
         """
         ...
 
+    def baseline(self, model: Model) -> Model | Executable:
+        """The dense model as it would be deployed without any compression, for `profile` and `measure`: what speed is
+        promised over."""
+        ...
+
+    def check(self, model: ir.Model) -> None:
+        """Raises ModelError where what the device runs would refuse the model."""
+        ...
+
+    def package(
+        self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing
+    ) -> tuple[dict[str, bytes], list[str]]:
+        """What is to be delivered beside the compressed model to run it on the device, by file name, and what a user
+        has to know about it. feeds: as the model will see; timing: its time on timing_feed."""
+        ...
+
     def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
         """The kernels of the deployed graph in the order they run, timed in place over `repeats` runs."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +21,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from graphprune.backends import profile as trace
 from graphprune.backends.base import Feed, Model
+from graphprune.backends.executed import Executed, executed
 from graphprune.backends.lowering import LOWERINGS
+from graphprune.devices.table import Key
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
 from graphprune.target import IntegerKernels, Kernel, Timing, median_spread, speedup
 
@@ -107,18 +111,45 @@ class OnnxRuntime:
             options.add_external_initializers(list(weights), list(weights.values()))
         return Session(self._session(model, options), weights)
 
+    def baseline(self, model: Model) -> Model:
+        return model
+
+    def check(self, model: ir.Model) -> None:
+        """Loading says it."""
+
+    def package(
+        self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing
+    ) -> tuple[dict[str, bytes], list[str]]:
+        return {}, []  # the model is all it takes
+
     def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-            options = self._options(optimise=True)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "trace")
-            session = self._session(model, options)
-            loaded = Session(session)
-            loaded.check(feed)
-            for _ in range(_WARM_RUNS + repeats):
-                loaded.run(feed)
-            found = trace.kernels(json.loads(Path(session.end_profiling()).read_text()), skip_runs=_WARM_RUNS)
-        return trace.named(found, _graph_of(model))
+            events = self._traced(model, feed, repeats, Path(folder))
+        return trace.named(trace.kernels(events, skip_runs=_WARM_RUNS), _graph_of(model))
+
+    def executed(self, model: Model, feed: Feed, *, repeats: int = 1) -> list[Executed]:
+        """The kernels of the deployed graph with the work of each; timed in place over `repeats` runs."""
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            kept = Path(folder) / "optimised.onnx"
+            events = self._traced(model, feed, repeats, Path(folder), optimised=kept)
+            return executed(events, ir.load(kept).graph, feed, skip_runs=_WARM_RUNS)
+
+    def _traced(
+        self, model: Model, feed: Feed, repeats: int, folder: Path, optimised: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """The trace of some runs after the warm ones. optimised: where to leave the graph that was run."""
+        options = self._options(optimise=True)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "trace")
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        session = self._session(model, options)
+        loaded = Session(session)
+        loaded.check(feed)
+        for _ in range(_WARM_RUNS + repeats):
+            loaded.run(feed)
+        return json.loads(Path(session.end_profiling()).read_text())
 
     def measure(
         self,
@@ -148,6 +179,11 @@ class OnnxRuntime:
                 timings = [Timing(tuple(r)) for r in rounds]
                 if seconds >= max_seconds or _widest(timings) <= spread:
                     return timings
+
+    def key(self) -> Key:
+        """What times measured here hold for (see `devices.table`)."""
+        return Key(_processor(), f"onnxruntime {ort.__version__}", platform.release(), self.threads,
+                   date=datetime.date.today().isoformat())  # fmt: skip
 
     def fingerprint(self) -> str:
         return f"onnxruntime {ort.__version__}; {_processor()}; {self.threads} thread{'s' * (self.threads > 1)}"

@@ -66,7 +66,14 @@ def compile_(
         metavar="MODULE:FUNCTION", help="Your own metric: function(run) gives a number or several by name, higher is "
         "better, where run(feed) gives outputs.", show_default=False)] = None,
     output: Outputs = None,
-    device: Annotated[str, typer.Option(help="What it must be fast on.")] = "host",
+    device: Annotated[str, typer.Option(help="What it must be fast on: host (this machine, measured), a device of "
+                                             "`graphprune devices`, or a file of one.")] = "host",
+    precision: Annotated[str | None, typer.Option(
+        metavar="fp16", help="Floating-point numbers of the result on that device.  [default: what is usual there]",
+        show_default=False)] = None,
+    baseline_precision: Annotated[str | None, typer.Option(
+        metavar="fp32", help="Floating-point numbers of the dense model that speed is promised over.  [default: what "
+        "is usual on the device]", show_default=False)] = None,
     calibration: Calibration = None,
     shape: Shapes = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-compressed]",
@@ -92,7 +99,8 @@ def compile_(
     from graphprune.files import check_writable
 
     shapes = read_shapes(shape or [])
-    given = {"outputs": read_kinds(output or []), "evaluate": evaluate}
+    given = {"outputs": read_kinds(output or []), "evaluate": evaluate, "precision": precision,
+             "baseline_precision": baseline_precision}
     check_writable(out)
     import graphprune
     from graphprune import progress
@@ -187,6 +195,42 @@ def certify(
         atomic_write(json, json_text(found.to_dict()).encode())
     _print(certificate_tables(found))
     return 1 if found.failed else 0
+
+
+@app.command()
+def devices(
+    show: Annotated[str | None, typer.Option(metavar="NAME", help="All figures of one device, with their sources.",
+                                             show_default=False)] = None,
+    debug: Debug = False,
+) -> None:
+    """List the devices that can be compiled for without having them."""
+    from graphprune.device_tables import device_figures, device_table
+    from graphprune.devices import find, known
+
+    _print(device_figures(find(show)) if show else device_table(known().values()))
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write.", show_default=False)],
+    device: Annotated[str, typer.Option(help="What to measure: host.")] = "host",
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to measure; an interrupted run goes on.")] = 180.0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the networks.")] = 0,
+    threads: Threads = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what kernels take on this machine: a table that other machines can compile with (--device TABLE.json)."""
+    from graphprune import progress
+    from graphprune.backends import open_profiler
+    from graphprune.device_tables import measured_table
+    from graphprune.files import check_writable
+    from graphprune.profiling import profile as run
+
+    check_writable(out.parent)
+    measured = run(open_profiler(device, threads), out, progress.choose(quiet), seconds=seconds, seed=seed)
+    _print(measured_table(measured))
+    _print(f"written to {out}")
 
 
 @app.command()

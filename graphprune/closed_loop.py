@@ -64,6 +64,7 @@ class ClosedLoop:
     def __init__(self, compiler: Compiler, target: Target) -> None:
         self.compiler, self.target = compiler, target
         self.attempts: list[Attempt] = []
+        self._how = "measured"
 
     def run(self) -> Result:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
@@ -86,7 +87,8 @@ class ClosedLoop:
             ratio = built.ratio.value
             wanted = self._wanted(built.timings[0].median_ms)
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
-            c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, measured {ratio:.3f}x")
+            self._how = "measured" if built.ratio.source == "measured" else "modelled"
+            c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
             cost = self._corrected(built)
             whole = all(levels[name] == full for name, full in c.full.items())
             if ratio < wanted and not reachable:
@@ -105,7 +107,7 @@ class ClosedLoop:
             return min(reached, key=lambda r: r.report.reached.speedup)
         best = max([a.measured for a in self.attempts] + [r.report.reached.speedup for r in finished])
         raise InfeasibleTarget(
-            f"{self.target} is out of reach on {c.device}: the most measured is {best:.2f}x",
+            f"{self.target} is out of reach on {c.device}: the most {self._how} is {best:.2f}x",
             best=best,
             at=self._obstacle(),
             fix="lower the target, or allow more passes",
@@ -167,7 +169,7 @@ class ClosedLoop:
         c = self.compiler
         data = c.build_for_price(levels)
         timings = c.backend.measure(
-            [c.dense_bytes, data], c.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
+            [c.dense, data], c.data.timing, min_rounds=20, spread=0.006, max_seconds=12.0
         )
         return Built(dict(levels), c.choose(levels), data, cost.predict(levels).ms, (timings[0], timings[1]))
 
@@ -196,7 +198,7 @@ class ClosedLoop:
             checks = self._certificate(built)
         with c.stage("final measurement"):
             timings = c.backend.measure(
-                [c.dense_bytes, data], c.data.timing, min_rounds=30, spread=0.005, max_seconds=20.0
+                [c.dense, data], c.data.timing, min_rounds=30, spread=0.005, max_seconds=20.0
             )
         plan = Plan(
             c.prepared.source.sha256,
@@ -215,8 +217,9 @@ class ClosedLoop:
         )
         exact = self._exact_part(built.choices)
         without = self._refitted(exact) if exact != built.choices else None
-        report = make_report(c, self.target, built, data, model, without, checks, self.attempts, timings)
-        return Result(data, plan, report)
+        beside, notes = c.backend.package(data, c.fitted, c.data.timing, timings[1])
+        report = make_report(c, self.target, built, data, model, without, checks, self.attempts, timings, notes)
+        return Result(data, plan, report, beside)
 
     def _refitted(self, choices: Choices) -> ir.Model:
         """The model with the choices carried out and all its linear layers solved for."""

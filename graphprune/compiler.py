@@ -66,6 +66,7 @@ class Compiler:
         self.seed, self.device, self.progress, self.axes = seed, device, progress, axes
         self.kinds = kinds or {}
         self.dense_bytes = save_bytes(prepared.source.model)
+        self.dense = backend.baseline(self.dense_bytes)
         self.seconds: dict[str, float] = {}
         self._losses: dict[tuple[int, ...], float] = {}
         self._judged, self.fitted = _apart(data.calibration, _EVALUATION_FEEDS)
@@ -138,7 +139,7 @@ class Compiler:
                 progress=report,
             )
         with self.stage("compare"):
-            models = [self.dense_bytes, self.build_for_price(self.full)]
+            models = [self.dense, self.build_for_price(self.full)]
             timings = self.backend.measure(models, self.data.timing, max_seconds=6.0)
         self._rewrites = speedup(*timings).value
         return self.scaled(self.prices.model)

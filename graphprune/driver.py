@@ -48,6 +48,8 @@ def compiler(
     outputs: Mapping[str, str] | None = None,
     evaluation: Evaluation | None = None,
     progress: Progress | None = None,
+    precision: str | None = None,
+    baseline_precision: str | None = None,
 ) -> Compiler:
     """Everything that is done once for a model, whatever the target: see `compile` for the arguments.
 
@@ -58,7 +60,7 @@ def compiler(
         raise UsageError(f"unknown score {score!r}", at="--score", fix=f"one of {', '.join(get_args(Score))}")
     if axes not in AXES:
         raise UsageError(f"unknown axes {axes!r}", at="--axes", fix=f"one of {', '.join(AXES)}")
-    backend, chosen = open_backend(device, threads), passes_of(passes)
+    backend, chosen = open_backend(device, threads, precision, baseline_precision), passes_of(passes)
     with progress.stage("load"):
         prepared = prepare(model, backend, shapes)
         if axes == "all":
@@ -66,6 +68,7 @@ def compiler(
         if all(p.name == "width" for p in chosen):
             need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
+        backend.check(prepared.model)
         few = outputs_of(loader(backend)(prepared.model), data.holdout[:4])
         kinds = named_kinds(prepared.model, few, outputs)
     if evaluation is not None:
@@ -148,19 +151,22 @@ def compile(
     """Make `model` as fast as asked on a device, measured, at the least loss of quality; or as fast as it can be within
     a loss of quality.
 
-    model: a path, bytes, onnx.ModelProto or onnx_ir.Model. target_speedup: how many times faster than the dense model
-    in the same runtime; or target_latency_ms; or max_drop, how much quality may go for the most speed (see `dual`): of
-    the metric that `evaluate` gives in points, or as "1%" of its dense value; without one, of the divergence of outputs
-    on held-out feeds. evaluate: "module:function" or a function of run (see `evaluate`), whose numbers the report shows
-    before and after. outputs: output name -> what it is, "distribution", "logits", "embedding", "relative" or "auto"
-    (see `divergence`). device: "host". calibration: a folder of .npz files, one stacked .npz,
-    "module:function", or an iterable of feeds (input name -> array); None makes up inputs and says so. shapes: input
-    name -> shape at which speed counts, for dynamic axes. score: "second-order", "magnitude" or "activation".
-    compensate: solve the remaining weights again. axes: "exact", where removing a channel is the same as zeroing it, or
-    "all", also those that a norm or softmax runs over (stems, residual widths); the report then says what these cost
-    apart. lower: use the backend's rewrites where they are faster. passes: names of `PASSES` ("width,quantise", or a
-    sequence that may hold values of `sites.Pass` too), all of them if None. progress: see `progress`. Raises errors of
-    `graphprune.errors`; InfeasibleTarget carries the largest factor measured.
+    model: a path, bytes, onnx.ModelProto or onnx_ir.Model. target_speedup: how many times faster than the dense
+    model in the same runtime; or target_latency_ms; or max_drop, how much quality may go for the most speed (see
+    `dual`): of the metric that `evaluate` gives in points, or as "1%" of its dense value; without one, of the
+    divergence of outputs on held-out feeds. evaluate: "module:function" or a function of run (see `evaluate`),
+    whose numbers the report shows before and after. outputs: output name -> what it is, "distribution", "logits",
+    "embedding", "relative" or "auto" (see `divergence`). device: "host", this machine; or one that is not here, by
+    name or by a file (see `devices.find`), for which times are predicted; precision, baseline_precision: what
+    floating-point numbers are there in the result and in the dense model, such as "fp16" (default: what is usual on
+    the device). calibration: a folder of .npz files, one stacked .npz, "module:function", or an iterable of feeds
+    (input name -> array); None makes up inputs and says so. shapes: input name -> shape at which speed counts, for
+    dynamic axes. score: "second-order", "magnitude" or "activation". compensate: solve the remaining weights again.
+    axes: "exact", where removing a channel is the same as zeroing it, or "all", also those that a norm or softmax
+    runs over (stems, residual widths); the report then says what these cost apart. lower: use the backend's
+    rewrites where they are faster. passes: names of `PASSES` ("width,quantise", or a sequence that may hold values
+    of `sites.Pass` too), all of them if None. progress: see `progress`. Raises errors of `graphprune.errors`;
+    InfeasibleTarget carries the largest factor measured.
     """
     if max_drop is None:
         (result,) = _reach_all(model, [Target(target_speedup, target_latency_ms)], evaluate, options)

@@ -59,7 +59,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Reached:
-    """The interleaved measurement of the dense and the compressed model, and the attempts that led there."""
+    """The interleaved measurement of the dense and the compressed model, and the attempts that led there. source: how
+    the times are known, "measured" or what `target.Source` else has; then `rounds` are draws of a prediction."""
 
     dense_ms: float
     dense_spread: float
@@ -69,6 +70,11 @@ class Reached:
     speedup_spread: float
     rounds: int
     attempts: tuple[Attempt, ...] = ()
+    source: str = "measured"
+
+    @property
+    def is_measured(self) -> bool:
+        return self.source == "measured"
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,16 @@ def difference(before: float | None, after: float) -> str:
     return f"{'+' if after >= before else MINUS}{number(abs(after - before))}"
 
 
+def how_known(reached: Reached) -> str:
+    """How sure the speed-up is: measured with its spread, or a prediction and what is missing for more."""
+    if reached.is_measured:
+        return f"{spread_text(reached.speedup_spread)}, {reached.rounds} interleaved rounds"
+    why = {"interpolated": "predicted from times measured on such a device",
+           "extrapolated": "predicted from times measured on such a device, beyond the sizes measured",
+           "analytic": "unverified: no measurement on this device"}[reached.source]  # fmt: skip
+    return f"expected, {spread_text(reached.speedup_spread)}, {why}"
+
+
 def threads_text(threads: int) -> str:
     return f"{threads} thread{'s' * (threads != 1)}"
 
@@ -317,8 +333,8 @@ def render_text(report: Report) -> Group:
 
     r, s = report.reached, report.size
     headline = Text.assemble(
-        (f"{r.speedup:.2f}x faster", "bold green"),
-        f" ({spread_text(r.speedup_spread)}, {r.rounds} interleaved rounds), asked for "
+        (f"{r.speedup:.2f}x faster", "bold green" if r.is_measured else "bold yellow"),
+        f" ({how_known(r)}), asked for "
         f"{printable(report.asked.target)} on {printable(report.asked.device)}, {threads_text(report.asked.threads)}")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(Text(printable(report.model.name)), no_wrap=True)

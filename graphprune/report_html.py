@@ -19,6 +19,7 @@ from graphprune.report import (
     change,
     count,
     difference,
+    how_known,
     milliseconds,
     number,
     percent,
@@ -53,8 +54,8 @@ def _head(report: Report) -> str:
     return (f'<header><p class="eyebrow">graphprune</p><h1>{_t(report.model.name)}</h1>'
             f'<p class="big">{reached.speedup:.2f}{_TIMES}<span class="faster">faster</span></p>'
             f'<p class="lead">{milliseconds(reached.dense_ms)} became <strong>{milliseconds(reached.ms)}</strong>. '
-            f"Asked for {_t(asked.target)} on {_t(asked.device)}, {threads_text(asked.threads)}; measured in "
-            f"{reached.rounds} interleaved rounds, {spread_text(reached.speedup_spread)}.</p></header>")
+            f"Asked for {_t(asked.target)} on {_t(asked.device)}, {threads_text(asked.threads)}; "
+            f"{'measured, ' if reached.is_measured else ''}{_t(how_known(reached))}.</p></header>")
 
 
 def _warnings(report: Report) -> str:
@@ -90,17 +91,17 @@ def _measured(report: Report) -> str:
         f'<span class="num">{milliseconds(ms)} <small>{spread_text(spread)}</small></span></div>'
         for label, css, ms, spread in (("before", "before", r.dense_ms, r.dense_spread),
                                        ("after", "after", r.ms, r.spread)))
-    note = '<p class="note">Whiskers: 80 % interval of the median.' + (
+    note = f'<p class="note">Whiskers: 80 % interval{" of the median" if r.is_measured else ""}.' + (
         f" Dashed: the time asked for, {milliseconds(r.dense_ms / target)}." if target else "") + "</p>"
-    attempts = ""
+    attempts, how = "", "measured" if r.is_measured else "modelled"
     if r.attempts:
         cells = "".join(
             f"<tr><td>{i}</td><td class=num>{a.predicted:.3f}{_TIMES}</td><td class=num>{a.measured:.3f}{_TIMES}</td>"
             f"<td class=num>{100 * (a.measured / a.predicted - 1):+.1f} %</td></tr>"
             for i, a in enumerate(r.attempts, 1))
         attempts = ("<details><summary>The way there: "
-                    f"{len(r.attempts)} attempt{'s' * (len(r.attempts) != 1)}, each built and measured</summary>"
-                    f"{_table(('attempt', 'predicted', 'measured', 'off by'), cells)}</details>")
+                    f"{len(r.attempts)} attempt{'s' * (len(r.attempts) != 1)}, each built and {how}</summary>"
+                    f"{_table(('attempt', 'predicted', how, 'off by'), cells)}</details>")
     return f"<section><h2>Before and after</h2>{rows}{note}{attempts}</section>"
 
 

@@ -33,9 +33,10 @@ def make_report(
     checks: Sequence[Check],
     attempts: Sequence[rows.Attempt],
     timings: Sequence[Timing],
+    notes: Sequence[str] = (),
 ) -> rows.Report:
     """The report of one result. data: the bytes that will be written; without: the same model with the axes of norms
-    left whole, if some were pruned; timings: dense and compressed, in turns."""
+    left whole, if some were pruned; timings: dense and compressed, in turns; notes: of the backend."""
     prepared, source = compiler.prepared, compiler.prepared.source
     before, after = parameters(prepared.model), parameters(model)
     ratio = speedup(timings[0], timings[1])
@@ -64,6 +65,7 @@ def make_report(
             ratio.spread,
             timings[0].rounds,
             tuple(attempts),
+            ratio.source,
         ),
         size=rows.Size(before, after, source.n_bytes, len(data)),
         quality=tuple(_quality(compiler, model, without)),
@@ -86,7 +88,7 @@ def make_report(
         environment={name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version(), "runtime": compiler.backend.fingerprint()}
         | {f"lowering: {name}": f"{factor:.2f}x before any pruning" for name, factor in compiler.lowerings.items()},
-        warnings=tuple(_warnings(compiler, built, target, ratio.value, timings, checks)),
+        warnings=(*notes, *_warnings(compiler, built, target, ratio.value, timings, checks)),
     )
 
 
@@ -139,7 +141,7 @@ def _shares(compiler: Compiler, levels: Mapping[str, int]) -> dict[str, float]:
 
 
 def _time(compiler: Compiler, built: Built, data: bytes):
-    before = _by_op(compiler.backend.profile(compiler.dense_bytes, compiler.data.timing, repeats=7))
+    before = _by_op(compiler.backend.profile(compiler.dense, compiler.data.timing, repeats=7))
     after = _by_op(compiler.backend.profile(data, compiler.data.timing, repeats=7))
     predicted: dict[str, float] = {}
     for term in compiler.cost.kernels:

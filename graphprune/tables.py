@@ -128,12 +128,12 @@ def explanation_tables(explanation: Explanation, most: int | None = None) -> Gro
     lines = [f"{printable(e.model)}: {e.nodes:,} nodes, {count(e.n_parameters)} parameters{timed}", _reach_text(e)]
     parts: list[Any] = [Text(line, style="bold") for line in lines]
     some_inexact = e.every.groups > e.exact.groups
-    groups = _table("what could shrink", ("axis", False), ("size", True), ("params", True), ("share", True),
+    groups = new_table("what could shrink", ("axis", False), ("size", True), ("params", True), ("share", True),
                     ("time", True), *[("inexact through", False)] * some_inexact, ("nodes that shrink together", False))
     ordered = sorted(e.groups, key=lambda row: (-(row.time_share or 0), -row.parameter_share))
     for row in ordered[:most]:
         nature = row.inexact.removeprefix("statistic of ").split(" at ")[0]
-        _row(groups, row.name, row.kind, f"{row.size:,}", count(row.n_parameters), percent(row.parameter_share),
+        add_row(groups, row.name, row.kind, f"{row.size:,}", count(row.n_parameters), percent(row.parameter_share),
              percent(row.time_share), *[nature] * some_inexact, _some(row.members))
     if groups.row_count:
         parts += [Text(), groups]
@@ -160,14 +160,14 @@ def _frozen_parts(e: Explanation, most: int | None) -> list[Any]:
     shown = [row for row in e.frozen if row.count or row.locked_share >= 0.001]
     if not shown:
         return [Text("nothing is frozen: every weight with a channel axis lies in a group")]
-    table = _table("frozen because", ("axes", True), ("in no group", True), ("locked", True), ("time", True),
+    table = new_table("frozen because", ("axes", True), ("in no group", True), ("locked", True), ("time", True),
                    ("for example; what would free it", False))
     order = sorted(shown, key=lambda row: (-(row.time_share or 0), -row.locked_share, -row.parameter_share))
     for row in order[:most]:
-        _row(table, row.reason, f"{row.count:,}", percent(row.parameter_share), percent(row.locked_share),
+        add_row(table, row.reason, f"{row.count:,}", percent(row.parameter_share), percent(row.locked_share),
              percent(row.time_share) if row.nodes else "-", row.example)
         if row.hint:
-            _row(table, "", "", "", "", "", f"  -> {row.hint}", style="dim")
+            add_row(table, "", "", "", "", "", f"  -> {row.hint}", style="dim")
     note = "in no group, locked: shares of the parameters; locked would shrink too if the axes were free"
     return [table, Text(), Text(note, style="dim")]
 
@@ -184,33 +184,35 @@ def group_tables(explanation: GroupExplanation) -> Group:
         lines.append("inexact: removing channels differs from zeroing them")
     lines.append(f"may keep other channels for each of {' and '.join(e.outer)}" if e.outer
                  else "keeps the same channels everywhere")  # fmt: skip
-    weights = _table("weight", ("shape, the group in brackets", False))
+    weights = new_table("weight", ("shape, the group in brackets", False))
     for w in e.weights:
-        _row(weights, w.name, str(w))
-    nodes = _table("node", ("operator", False), ("does", False))
+        add_row(weights, w.name, str(w))
+    nodes = new_table("node", ("operator", False), ("does", False))
     for node in e.members.nodes:
         if node.operators:
-            _row(nodes, node.name, ", ".join(node.operators), node.role, style="dim" if node.role == "outside" else "")
+            style = "dim" if node.role == "outside" else ""
+            add_row(nodes, node.name, ", ".join(node.operators), node.role, style=style)
     return Group(Text(printable(e.title), style="bold"), *map(Text, lines), Text(), weights, Text(), nodes)
 
 
 def timing_table(names: Sequence[str], timings: Sequence[Timing]) -> Table:
     """One row per model; the speed-up is over the first, from paired rounds."""
-    table = _table("model", ("median", True), ("spread", True), ("rounds", True), ("speed-up", True), ("spread", True))
+    table = new_table("model", ("median", True), ("spread", True), ("rounds", True), ("speed-up", True),
+                      ("spread", True))
     for i, (name, timing) in enumerate(zip(names, timings, strict=True)):
         cells = [name, milliseconds(timing.median_ms), spread_text(timing.spread), str(timing.rounds)]
         if i:
             ratio = speedup(timings[0], timing)
             cells += [f"{ratio.value:.2f}x", spread_text(ratio.spread)]
-        _row(table, *cells)
+        add_row(table, *cells)
     return table
 
 
 def verification_table(rows: Sequence[OutputRow], rtol: float) -> Table:
-    table = _table("output", ("largest difference", True), ("relative error", True), ("cosine", True), ("", False))
+    table = new_table("output", ("largest difference", True), ("relative error", True), ("cosine", True), ("", False))
     for row in rows:
         verdict = "same" if row.relative_l2 <= rtol else f"differs by more than {number(rtol)}"
-        _row(table, row.output, number(row.max_abs), number(row.relative_l2), f"{row.cosine:.6f}", verdict,
+        add_row(table, row.output, number(row.max_abs), number(row.relative_l2), f"{row.cosine:.6f}", verdict,
              style="" if row.relative_l2 <= rtol else "red")
     return table
 
@@ -220,13 +222,13 @@ def certificate_tables(certificate: Certificate) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("group", ("kept", True), ("masked", True), ("permuted", True), ("effect", True), ("", False),
+    table = new_table("group", ("kept", True), ("masked", True), ("permuted", True), ("effect", True), ("", False),
                    ("axis", False))
     for row in (*certificate.rows, *certificate.together):
         masked, permuted = row.worst("masked"), row.worst("permutation")
         effect = min((c.effect for c in row.checks if c.oracle == (masked or permuted).oracle), default=0.0)
         axis = f"{row.kind}{', another set for each' if row.ragged else ''}"
-        _row(table, row.group or "all at once", f"{row.kept:,} of {row.size:,}",
+        add_row(table, row.group or "all at once", f"{row.kept:,} of {row.size:,}",
              number(masked.difference) if masked else "-", number(permuted.difference) if permuted else "-",
              number(effect), row.verdict + (f": {row.error}" if row.error else ""),
              axis + (f" ({row.inexact})" if row.inexact else ""), style="red" if row.verdict == "mismatch" else "")
@@ -246,7 +248,7 @@ def certificate_tables(certificate: Certificate) -> Group:
     return Group(*parts, Text(total, style=style), *(Text(note, style="dim") for note in notes))
 
 
-def _table(first: str, *columns: tuple[str, bool]) -> Table:
+def new_table(first: str, *columns: tuple[str, bool]) -> Table:
     """A borderless table; each further column is (title, is it right-aligned). Only the last one gives way."""
     from rich.table import Table
 
@@ -257,7 +259,8 @@ def _table(first: str, *columns: tuple[str, bool]) -> Table:
     return table
 
 
-def _row(table: Table, *cells: str, style: str = "") -> None:
+def add_row(table: Table, *cells: str, style: str = "") -> None:
+    """Control characters are spelled out, and what is too long is cut."""
     from rich.text import Text
 
     table.add_row(*(Text(printable(cell), no_wrap=True, overflow="ellipsis") for cell in cells), style=style)

@@ -16,6 +16,7 @@ import numpy as np
 from graphprune.errors import UsageError
 
 Source = Literal["measured", "interpolated", "extrapolated", "analytic"]
+_DOUBT: tuple[Source, ...] = ("measured", "interpolated", "extrapolated", "analytic")
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
 _UNIT_MS = {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 
@@ -35,6 +36,7 @@ class Ratio:
 
     value: float
     spread: float
+    source: Source = "measured"
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class IntegerKernels:
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one model over the rounds of one interleaved measurement.
+    """Times of one model over the rounds of one interleaved measurement, or the draws of one prediction.
 
     rounds_ms[i] is the time of one run in round i; timings of the same measurement share their rounds, so that
-    element i of two of them was taken within moments of each other (`speedup` relies on it).
+    element i of two of them was taken within moments of each other (`speedup` relies on it). Of a prediction, draw i of
+    two models has the same errors of the cost model.
     """
 
     rounds_ms: tuple[float, ...]
+    source: Source = "measured"
 
     @property
     def rounds(self) -> int:
@@ -72,11 +76,11 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        return median_spread(self.rounds_ms)
+        return _spread(self.rounds_ms, self.source)
 
     @property
     def estimate(self) -> Estimate:
-        return Estimate(self.median_ms, self.spread, "measured")
+        return Estimate(self.median_ms, self.spread, self.source)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Kernel:
 def speedup(base: Timing, other: Timing) -> Ratio:
     """How many times faster `other` is than `base`: the median over rounds of base / other.
 
-    Paired rounds cancel the slow drift of a shared machine. Raises UsageError if the rounds do not pair up.
+    Paired rounds cancel the slow drift of a shared machine, paired draws the errors that both models have. Raises
+    UsageError if the rounds do not pair up.
     """
     if base.rounds != other.rounds:
         raise UsageError(
@@ -105,7 +110,16 @@ def speedup(base: Timing, other: Timing) -> Ratio:
             fix="measure both models in one call",
         )
     ratios = np.asarray(base.rounds_ms) / np.asarray(other.rounds_ms)
-    return Ratio(float(np.median(ratios)), median_spread(ratios))
+    source = max(base.source, other.source, key=_DOUBT.index)
+    return Ratio(float(np.median(ratios)), _spread(ratios, source), source)
+
+
+def _spread(samples: Sequence[float], source: Source) -> float:
+    """Of the median of what was measured; of the draws themselves where one of them is the truth."""
+    if source == "measured":
+        return median_spread(samples)
+    low, high = np.quantile(samples, [0.1, 0.9])
+    return float((high - low) / 2 / np.median(samples))
 
 
 def median_spread(samples: Sequence[float]) -> float:

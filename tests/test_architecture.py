@@ -19,15 +19,16 @@ LAYERS = [
     {"target", "dims", "trace", "progress"},
     {"keeps"},
     {"patches", "descent", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence",
-     "report_style", "cover", "parallel", "quiet"},
-    {"rules.base", "rounding", "tableau", "tables", "evaluate", "report_html", "cost_model", "factor"},
-    {"rules.shapes", "rules.linear", "rules.norms", "cost_presence"},
-    {"rules.segments", "rules.attention", "cost_fit"},
+     "report_style", "cover", "parallel", "quiet", "devices.device", "devices.work", "devices.probes"},
+    {"devices.fusion", "devices.shapes", "devices.table", "devices.roofline", "rules.base", "rounding", "tableau",
+     "tables", "evaluate", "report_html", "cost_model", "factor"},
+    {"devices", "devices.correction", "rules.shapes", "rules.linear", "rules.norms", "cost_presence"},
+    {"devices.predict", "profiling", "device_tables", "rules.segments", "rules.attention", "cost_fit"},
     {"rules.elementwise", "rules.fused", "rules.indexing", "rules.layout", "rules.pooling",
      "rules.quantised", "rules.recurrent", "rules.reductions", "rules.runtime_attention", "rules.signals"},
     {"rules", "causes", "layout"},
     {"infer", "edit", "groups"},
-    {"oracles", "views", "scores", "cost", "members", "branches"},
+    {"half", "oracles", "views", "scores", "cost", "members", "branches"},
     {"calibrate", "eight_bit", "fold", "strided", "selections", "picture"},
     {"context", "align", "canonicalise", "qdq", "recentre"},
     {"sites", "refit", "branch_fit"},
@@ -42,7 +43,8 @@ LAYERS = [
 ]  # fmt: skip
 """Bottom up. A module imports from layers below its own; modules of passes, and of backends, may share a layer."""
 
-FORBIDDEN = {"onnxruntime": {"backends"}, **{n: set() for n in ("torch", "tensorrt", "models", "tools", "tests")}}
+FORBIDDEN = {"onnxruntime": {"backends"}, **{n: {"backends"} for n in ("torch", "tensorrt")},
+             **{n: set() for n in ("models", "tools", "tests")}}
 """What the installed packages must not import -> the folders excepted."""
 
 

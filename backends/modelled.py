@@ -1,0 +1,151 @@
+"""A device that is not here: values are computed on this host, times come from what is known of the device.
+
+Which kernels it would run: of processors, those that ONNX Runtime runs here, as it optimises a graph much the same way
+everywhere; of GPUs, what `devices.fusion` makes of the graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from graphprune.backends import tensorrt
+from graphprune.backends.base import Feed, Model
+from graphprune.backends.onnxruntime import OnnxRuntime, Session
+from graphprune.devices import Described
+from graphprune.devices.device import BYTES
+from graphprune.devices.fusion import fuse
+from graphprune.devices.predict import Predicted, Predictor
+from graphprune.devices.shapes import tensors_in, tensors_of
+from graphprune.devices.work import Tensor, Work
+from graphprune.errors import UsageError
+from graphprune.target import IntegerKernels, Kernel, Timing
+from graphprune.trace import exposed
+
+Works = list[tuple[Kernel, Work]]
+
+
+class Prospect:
+    """A model that will run elsewhere at a precision; see `backends.base.Executable`. Runs here for its values."""
+
+    def __init__(self, model: Model, precision: str, host: OnnxRuntime, optimise: bool = True) -> None:
+        self.model, self.precision, self._host, self._optimise = model, precision, host, optimise
+        self.works: Works | None = None
+
+    @cached_property
+    def _session(self) -> Session:
+        return self._host.load(self.model, optimise=self._optimise)
+
+    @property
+    def inputs(self) -> dict[str, tuple[np.dtype, tuple[int | str | None, ...]]]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> list[str]:
+        return self._session.outputs
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        return self._session.run(feed, outputs)
+
+
+class Modelled:
+    """See `backends.base.Backend`. precision: what floating-point numbers are there; baseline: what they are in the
+    dense model that speed is promised over; both the device's usual one unless given."""
+
+    name = "modelled"
+    lowerings: Mapping[str, object] = {}
+
+    def __init__(
+        self, described: Described, threads: int = 1, precision: str | None = None, baseline: str | None = None
+    ) -> None:
+        self.threads, self.described = threads, described
+        device = described.device.using(threads) if described.device.kind == "cpu" else described.device
+        self.precision = _known(precision or device.precision, device, "--precision")
+        self.baseline_precision = _known(baseline or device.precision, device, "--baseline-precision")
+        self._predictor = Predictor(device, described.table)
+        self._host = OnnxRuntime(threads)
+        self.integer = self._host.integer if device.kind == "cpu" else IntegerKernels()
+
+    def load(self, model: Model, *, optimise: bool = True) -> Prospect:
+        return Prospect(model, self.precision, self._host, optimise)
+
+    def baseline(self, model: Model) -> Prospect:
+        return Prospect(model, self.baseline_precision, self._host)
+
+    def check(self, model: ir.Model) -> None:
+        if self._is_gpu:
+            tensorrt.accepted(model, self.precision)
+
+    def package(
+        self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing
+    ) -> tuple[dict[str, bytes], list[str]]:
+        notes = [f"nothing was run on {self.described.device.title}: its times are {timing.source}"]
+        if not self._is_gpu:
+            return {}, notes
+        made, found = tensorrt.folder(
+            _read(model), device=self.described.device.title, precision=self.precision, feeds=feeds,
+            timing=timing_feed, run=lambda m, feed: self._host.load(m, optimise=False).run(feed),
+            expected=tensorrt.Expected(timing.median_ms, timing.spread, timing.source),
+        )  # fmt: skip
+        notes.append("no engine was built: run build_engine.py, or trtexec.sh, where the GPU is")
+        by_rule = Counter((f.rule, f.weight) for f in found)
+        notes += [f"TensorRT, {rule} ({weight}): {next(f for f in found if f.rule == rule).what}"
+                  + (f", and {n - 1} more" if n > 1 else "") for (rule, weight), n in by_rule.items()]  # fmt: skip
+        return made, notes
+
+    @property
+    def _is_gpu(self) -> bool:
+        return self.described.device.kind == "gpu"
+
+    def profile(self, model: Model | Prospect, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
+        return list(self.predict(model, feed).kernels)
+
+    def measure(self, models: Sequence[Model | Prospect], feed: Feed, **_: float) -> list[Timing]:
+        """The predicted times. Nothing is measured, so there is nothing to repeat."""
+        return [self.predict(model, feed).timing for model in models]
+
+    def predict(self, model: Model | Prospect, feed: Feed) -> Predicted:
+        """The time of a model on the device, kernel by kernel."""
+        prospect = model if isinstance(model, Prospect) else self.load(model)
+        return self._predictor.model(self._works(prospect, feed))
+
+    def fingerprint(self) -> str:
+        table = self.described.table
+        how = "analytic" if table is None else f"from times of {table.key.device}, {table.key.runtime}"
+        return f"{self.described.device.title}, {self.precision}, {how}"
+
+    def _works(self, prospect: Prospect, feed: Feed) -> Works:
+        if self.described.device.kind == "cpu":
+            found = self._host.executed(prospect.model, feed)
+            return [(e.kernel, e.work) for e in found if e.work is not None]
+        model = _read(prospect.model)
+        tensors = tensors_of(model, feed) or self._traced(model, feed)
+        bits = round(8 * BYTES[prospect.precision])
+        return [(kernel, work.at(prospect.precision, bits)) for kernel, work in fuse(model.graph, tensors)]
+
+    def _traced(self, model: ir.Model, feed: Feed) -> dict[str, Tensor]:
+        """Shapes of every value of a model in which they depend on data: found by running it."""
+        weights = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+        arrays = self._host.load(exposed(model), optimise=False).run(feed)
+        return tensors_in({**weights, **feed, **arrays})
+
+
+def _known(precision: str, device, option: str) -> str:
+    if precision in BYTES and (precision == "fp32" or device.runs(precision)):
+        return precision
+    there = [p for p in BYTES if p == "fp32" or device.runs(p)]
+    raise UsageError(f"{device.title} has no {precision}", at=option, fix=f"it computes in {', '.join(there)}")
+
+
+def _read(model: Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, Path):
+        return ir.load(model)
+    return ir.from_proto(onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model)

@@ -1,0 +1,144 @@
+"""Compiling for devices that are not here: the same loop on predicted times, and a report that says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import graphprune
+from graphprune.backends import open_backend
+from graphprune.cli import main
+from graphprune.errors import InfeasibleTarget, ModelError, UsageError
+from graphprune.half import to_half
+from graphprune.load import save_bytes
+from graphprune.report import Report, how_known
+from tests.graphs import model_of
+
+SHAPE = (1, 2048, 64)
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    """Wide layers in a row, so that a GPU has something to do."""
+    text = "\n".join(f"m{i} = MatMul({'x' if not i else f'r{i - 1}'}, w{i})\nr{i} = Relu(m{i})" for i in range(3))
+    shapes = {"w0": (64, 1024), "w1": (1024, 1024), "w2": (1024, 1024), "w3": (1024, 64)}
+    rng = np.random.default_rng(1)
+    weights = {k: (rng.normal(size=s) * (2 / s[0]) ** 0.5).astype(np.float32) for k, s in shapes.items()}
+    made = model_of(text + "\nresult = MatMul(r2, w3)", {"x": SHAPE}, weights)
+    for i, node in enumerate(made.graph):
+        node.name = f"node{i}"
+    return save_bytes(made)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=SHAPE).astype(np.float32)} for _ in range(6)]
+
+
+@pytest.fixture(scope="module")
+def result(model: bytes, feeds) -> graphprune.Result:
+    return graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, passes="width")
+
+
+def test_the_target_is_reached_by_prediction_and_the_report_says_so(result) -> None:
+    reached = result.report.reached
+    assert 1.5 <= reached.speedup <= 1.65 and reached.source == "analytic" and not reached.is_measured
+    assert 0.01 < reached.speedup_spread < 1
+    assert "unverified: no measurement on this device" in how_known(reached)
+    assert any("nothing was run on NVIDIA A100" in w for w in result.report.warnings)
+    assert any("no engine was built" in w for w in result.report.warnings)
+    assert "fp16" in result.report.environment["runtime"]
+    assert Report.from_json(result.report.to_json()) == result.report
+    assert all(row.verdict != "mismatch" for row in result.report.certificate)
+
+
+def test_the_build_folder_comes_with_it(result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names >= {"model.onnx", "plan.json", "report.html", "engine.onnx", "build.json", "build_engine.py",
+                     "run_engine.py", "trtexec.sh"}  # fmt: skip
+    plan = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert plan["expected_ms"] == pytest.approx(result.report.reached.ms) and plan["built"] is False
+    onnx.checker.check_model(onnx.load(tmp_path / "out" / "engine.onnx"), full_check=True)
+    assert "unverified" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_plan_for_another_device_is_replayed_to_the_byte(result, model: bytes) -> None:
+    assert graphprune.replay(result.plan, model) == result.data
+
+
+def test_the_same_twice(result, model: bytes, feeds) -> None:
+    again = graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, passes="width")
+    assert again.data == result.data
+
+
+def test_the_baseline_is_stated_and_can_be_another(model: bytes, feeds) -> None:
+    feed = feeds[0]
+    usual, single = open_backend("a100"), open_backend("a100", baseline="fp32")
+    assert single.predict(single.baseline(model), feed).ms > 1.5 * usual.predict(usual.baseline(model), feed).ms
+    assert single.predict(model, feed).ms == usual.predict(model, feed).ms
+    with pytest.raises(UsageError, match="has no fp8") as caught:
+        open_backend("t4", precision="fp8")
+    assert "fp16" in caught.value.fix
+
+
+def test_out_of_reach_says_by_how_much_and_what_holds_it(model: bytes, feeds) -> None:
+    with pytest.raises(InfeasibleTarget, match="out of reach on a100: the most modelled is") as caught:
+        graphprune.compile(model, target_speedup=400, device="a100", calibration=feeds, passes="width")
+    assert 1 < caught.value.best < 400 and "kernels no site changes" in caught.value.at
+
+
+def test_what_tensorrt_refuses_is_said_before_any_work(feeds) -> None:
+    odd = model_of("y = MatMul(x, w)\nresult = com.microsoft.QuickGelu(y)", {"x": SHAPE}, {"w": (64, 64)})
+    with pytest.raises(ModelError, match="TensorRT would refuse") as caught:
+        graphprune.compile(save_bytes(odd), target_speedup=2, device="l4", calibration=feeds)
+    assert "operator-domain" in caught.value.at
+
+
+def test_a_processor_is_modelled_with_the_kernels_of_the_runtime(model: bytes, feeds) -> None:
+    one, many = open_backend("epyc", 1), open_backend("epyc", 16)
+    assert {k.op for k in one.profile(model, feeds[0])} >= {"MatMul"}
+    assert one.predict(model, feeds[0]).ms > 4 * many.predict(model, feeds[0]).ms
+    with pytest.raises(UsageError, match="has 96 cores"):
+        open_backend("epyc", 200)
+
+
+def test_values_are_those_of_this_machine(model: bytes, feeds) -> None:
+    here, there = open_backend("host").load(model), open_backend("h100").load(model)
+    assert there.inputs == here.inputs and there.outputs == here.outputs
+    np.testing.assert_array_equal(there.run(feeds[0])["result"], here.run(feeds[0])["result"])
+
+
+def test_shapes_that_depend_on_data_are_found_by_running() -> None:
+    text = "i = NonZero(x)\nt = Transpose(i)\nf = Cast<to=1>(t)\nresult = MatMul(f, w)"
+    odd = save_bytes(model_of(text, {"x": (4, 64)}, {"w": (2, 512)}))
+    full, empty = ({"x": np.full((4, 64), v, np.float32)} for v in (1, 0))
+    backend = open_backend("t4")
+    assert backend.predict(odd, full).ms > backend.predict(odd, empty).ms
+
+
+def test_from_the_command_line(model: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model)
+    out = tmp_path / "out"
+    command = ["compile", str(path), "--target-speedup", "1.4x", "--device", "h100", "--passes", "width",
+               "--out", str(out)]  # fmt: skip
+    assert main([*command, "--baseline-precision", "fp32"]) == 0
+    shown = capsys.readouterr().out
+    assert "expected" in shown and "unverified" in shown and "engine.onnx" in shown
+    assert main([*command[:-4], "--device", "h1000"]) == 2
+    assert "did you mean h100" in capsys.readouterr().err
+    assert main([*command, "--precision", "fp7"]) == 2
+
+
+def test_half_of_what_was_compiled_is_what_the_folder_holds(result) -> None:
+    both = (result.data, result.beside["engine.onnx"])
+    model, engine = (ir.from_proto(onnx.ModelProto.FromString(data)) for data in both)
+    for name, value in to_half(model).graph.initializers.items():
+        np.testing.assert_array_equal(value.const_value.numpy(), engine.graph.initializers[name].const_value.numpy())
