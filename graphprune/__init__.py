@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune.certificate import Certificate, certify
-    from graphprune.driver import compile, compile_family, replay
+    from graphprune.driver import compile, compile_family, compile_for, replay
     from graphprune.inspect import bench, explain, explain_group, verify
     from graphprune.result import Result
 
 _HOME = {
     "Certificate": "certificate", "certify": "certificate",
-    "Result": "compiler", "compile": "driver", "compile_family": "driver", "replay": "driver",
+    "Result": "compiler", "compile": "driver", "compile_family": "driver", "compile_for": "driver", "replay": "driver",
     "bench": "inspect", "explain": "inspect", "explain_group": "inspect",
     "verify": "inspect",
 }  # fmt: skip
-__all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "explain",
+__all__ = ["Certificate", "Result", "bench", "certify", "compile", "compile_family", "compile_for", "explain",
            "explain_group", "replay", "verify"]
 
 

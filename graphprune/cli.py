@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune.errors import GraphpruneError, UsageError
+from graphprune.errors import GraphpruneError, InfeasibleTarget, UsageError
 
 if TYPE_CHECKING:
     from graphprune.target import Target
@@ -66,8 +66,8 @@ def compile_(
         metavar="MODULE:FUNCTION", help="Your own metric: function(run) gives a number or several by name, higher is "
         "better, where run(feed) gives outputs.", show_default=False)] = None,
     output: Outputs = None,
-    device: Annotated[str, typer.Option(help="What it must be fast on: host (this machine, measured), a device of "
-                                             "`graphprune devices`, or a file of one.")] = "host",
+    device: Annotated[str, typer.Option(help="What it must be fast on: host (this machine, measured), one of "
+                                             "`graphprune devices`, a file, or several: a100,t4,host.")] = "host",
     precision: Annotated[str | None, typer.Option(
         metavar="fp16", help="Floating-point numbers of the result on that device.  [default: what is usual there]",
         show_default=False)] = None,
@@ -88,7 +88,7 @@ def compile_(
     threads: Threads = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Make MODEL faster by a factor, or as fast as a time, or as fast as quality allows."""
     targets = _targets(target_speedup, target_latency, family, max_drop, evaluate is not None)
     path = _model_file(model)
@@ -110,7 +110,24 @@ def compile_(
         "device": device, "calibration": calibration, "shapes": shapes, "seed": seed, "threads": threads,
         "passes": passes, "score": score.value, "axes": axes.value, "progress": progress.choose(quiet),
         **{name: value for name, value in given.items() if value}}
-    if max_drop is not None:
+    missed: InfeasibleTarget | None = None
+    if "," in device:
+        if not all(target.speedup for target in targets) or not targets:
+            raise UsageError("several devices are compiled for by a factor", at=f"--device {device}",
+                             fix="give --target-speedup 2x or --family 1.5x,2x")
+        names = [name.strip() for name in device.split(",")]
+        found = graphprune.compile_for(path, **{**options, "devices": names,
+                                                "targets": [target.speedup for target in targets]})
+        results, folders = [], []
+        for name, made in found.items():
+            for target, result in zip(targets, made, strict=True):
+                if isinstance(result, InfeasibleTarget):
+                    missed = result
+                    _print_error(result.what, result.at, result.fix)
+                else:
+                    results.append(result)
+                    folders.append(out / Path(name).stem / (str(target) if family else ""))
+    elif max_drop is not None:
         results, folders = [graphprune.compile(path, max_drop=max_drop, **options)], [out]
     elif family is None:
         results = [graphprune.compile(path, target_speedup=targets[0].speedup, target_latency_ms=targets[0].latency_ms,
@@ -124,6 +141,11 @@ def compile_(
         if not quiet:
             _print(render_text(result.report))
             _print(f"written to {folder}: {', '.join(sorted(os.listdir(folder)))}\n")
+    if "," in device and not quiet:
+        from graphprune.device_tables import choices_table
+
+        _print(choices_table([result.report for result in results]))
+    return missed.exit_code if missed else 0
 
 
 @app.command()

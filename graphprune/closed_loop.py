@@ -249,7 +249,7 @@ class ClosedLoop:
         """The initialisers of the finished model that a replay could not know: applying the choices to the model as it
         came, without any data, does not give them."""
         c = self.compiler
-        original = replace(c.context, analysis=c.prepared.analysis, feeds=())
+        original = replace(c.context, analysis=c.prepared.analysis, feeds=(), gathered={})
         plain = apply(original, c.passes, choices, solve=False).graph.initializers
         return {
             name: value.const_value.numpy()

@@ -61,25 +61,34 @@ class Compiler:
         device: str,
         progress: Progress,
         kinds: Mapping[str, Kind] | None = None,
+        calibrated: Compiler | None = None,
     ) -> None:
+        """calibrated: the same model, data and passes for another device, whose calibration is taken over."""
         self.prepared, self.data, self.backend, self.passes = prepared, data, backend, tuple(passes)
         self.seed, self.device, self.progress, self.axes = seed, device, progress, axes
         self.kinds = kinds or {}
         self.dense_bytes = save_bytes(prepared.source.model)
         self.dense = backend.baseline(self.dense_bytes)
         self.seconds: dict[str, float] = {}
-        self._losses: dict[tuple[int, ...], float] = {}
+        self._losses: dict[frozenset[tuple[str, int]], float] = {}
         self._judged, self.fitted = _apart(data.calibration, _EVALUATION_FEEDS)
-        self.context = self._make_context(score, compensate)
+        if calibrated is None:
+            self.context = self._make_context(score, compensate)
+        else:
+            self.context = replace(calibrated.context, integer=backend.integer)
+            if calibrated.backend.integer == backend.integer:  # the same candidates, which lose the same
+                self._losses = calibrated._losses
         with self.stage("lower"):
             self.lowerings = self._choose_lowerings() if lower else {}
         views = list(self.context.views.values())
         if any(getattr(p, "reads_all", False) for p in self.passes):
             views += self.context.linear.values()
-        with self.stage("calibrate", len(self.fitted) * slices_needed(views, self.context.model)) as step:
-            self.context.step = step
-            self.context.moments_of(views)
-        self.context.step = lambda: None
+        missing = [view for view in views if view.key() not in self.context.gathered]
+        if missing:
+            with self.stage("calibrate", len(self.fitted) * slices_needed(missing, self.context.model)) as step:
+                self.context.step = step
+                self.context.moments_of(missing)
+            self.context.step = lambda: None
         with self.stage("score"):
             self.proposed = {p.name: list(p.propose(self.context)) for p in self.passes}
         self.sites: list[Site] = [s for sites in self.proposed.values() for s in sites]
@@ -206,7 +215,7 @@ class Compiler:
         return in_order(self._loss, candidates)
 
     def _loss(self, levels: Mapping[str, int]) -> float:
-        key = tuple(levels[s.name] for s in self.sites)
+        key = frozenset((name, level) for name, level in levels.items() if level != self.full[name])
         if key not in self._losses:
             self._losses[key] = self.divergence(apply(self.context, self.passes, self.choose(levels)))
         return self._losses[key]

@@ -40,6 +40,8 @@ class Context:
     """For groups contracted between activations: what each channel adds to the product (see `align`)."""
     turned: frozenset[str] = frozenset()
     """Groups whose channels are in order of what they contribute, block by block (see `align`)."""
+    gathered: dict[tuple, Sequence[Moments]] = field(default_factory=dict, repr=False)
+    """Moments that are at hand, by `View.key`; copies of this context for other devices share them."""
 
     @property
     def model(self) -> ir.Model:
@@ -80,14 +82,10 @@ class Context:
     def moments_of(self, views: Iterable[View]) -> Mapping[tuple, Sequence[Moments]]:
         """Input moments per filter bank of at least these views, by `View.key`; those not at hand are gathered now, in
         one go."""
-        missing = [view for view in views if view.key() not in self._gathered]
+        missing = [view for view in views if view.key() not in self.gathered]
         if missing:
-            self._gathered |= moments(self.model, missing, self.feeds, self.load, self.step)
-        return self._gathered
-
-    @cached_property
-    def _gathered(self) -> dict[tuple, Sequence[Moments]]:
-        return {}
+            self.gathered |= moments(self.model, missing, self.feeds, self.load, self.step)
+        return self.gathered
 
 
 def overwrite(model: ir.Model, tensors: Mapping[str, np.ndarray]) -> ir.Model:

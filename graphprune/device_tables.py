@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +12,11 @@ from graphprune.devices.correction import Corrections
 from graphprune.devices.device import UNITS
 from graphprune.devices.roofline import milliseconds
 from graphprune.devices.table import Table as Measured
-from graphprune.report import number, percent, printable
+from graphprune.elsewhere import differing, of
+from graphprune.report import Report, number, percent, printable
 from graphprune.tables import add_row, new_table
+
+_MOST_SITES = 40
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -62,6 +65,22 @@ def _measured(described: Described) -> str:
     own = measured.described().title == described.device.title
     return (f"times measured on {'it' if own else 'another of its family, ' + measured.key.device}: "
             f"{len(measured.rows):,} kernels, {measured.key.runtime}, {measured.key.date}")  # fmt: skip
+
+
+def choices_table(reports: Sequence[Report]) -> Group:
+    """The sites at which devices differ, with the share of the dense time on each that is at stake."""
+    from rich.console import Group
+    from rich.text import Text
+
+    seen = [of(report) for report in reports]
+    columns = [(f"{e.device} {e.speedup:.2f}x", True) for e in seen]
+    shown = new_table("site", *columns)
+    sites = differing(seen)
+    for name in sites[:_MOST_SITES]:
+        add_row(shown, name, *(f"{e.chosen.get(name, '-')} ({percent(e.time_share.get(name))})" for e in seen))
+    total = len(dict.fromkeys(name for e in seen for name in e.chosen))
+    note = f"{len(sites):,} of {total:,} sites differ; in brackets the share of that device's dense time at stake"
+    return Group(shown, Text(), Text(note, style="dim"))
 
 
 def measured_table(measured: Measured) -> Table:

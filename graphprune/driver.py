@@ -16,7 +16,8 @@ from graphprune.compiler import Compiler
 from graphprune.context import Context, overwrite
 from graphprune.divergence import named_kinds, outputs_of
 from graphprune.dual import MaxDrop, fastest, judge
-from graphprune.errors import UsageError
+from graphprune.elsewhere import of
+from graphprune.errors import InfeasibleTarget, UsageError
 from graphprune.evaluate import Evaluation, Function, resolve
 from graphprune.groups import Analysis, Group
 from graphprune.load import save_bytes
@@ -88,6 +89,18 @@ def compiler(
         progress=progress,
         kinds=kinds,
     )
+
+
+def beside(
+    made: Compiler, *, device: str, threads: int = 1, lower: bool = True, precision: str | None = None,
+    baseline_precision: str | None = None, progress: Progress | None = None, **_: Any,
+) -> Compiler:  # fmt: skip
+    """The same model for another device: what was calibrated is taken over, prices and choices are its own."""
+    backend = open_backend(device, threads, precision, baseline_precision)
+    backend.check(made.prepared.model)
+    return Compiler(made.prepared, made.data, backend, made.passes, score=made.context.score,
+                    compensate=made.context.compensate, lower=lower, axes=made.axes, seed=made.seed, device=device,
+                    progress=progress or Silent(), kinds=made.kinds, calibrated=made)  # fmt: skip
 
 
 def _depth() -> Pass:
@@ -185,6 +198,50 @@ def compile_family(
 ) -> list[Result]:
     """Several speed-ups of one model from one calibration and one set of prices; arguments as for `compile`."""
     return _reach_all(model, [Target(speedup=t) for t in targets], evaluate, options)
+
+
+def compile_for(
+    model: Any, *, devices: Sequence[str], targets: Sequence[float], evaluate: str | Function | None = None,
+    **options: Any,
+) -> dict[str, list[Result | InfeasibleTarget]]:  # fmt: skip
+    """Several speed-ups for several devices from one calibration; arguments as for `compile`.
+
+    Returns, for every device, one result or what is out of reach for every target, the reports with the choices of the
+    other devices beside their own. A device that is unknown, or refuses the model, ends it before any work.
+    """
+    if len(set(devices)) < len(devices) or not devices:
+        raise UsageError("a device is named twice" if devices else "no device was given", at="--device",
+                         fix="name each once")  # fmt: skip
+    names = ("threads", "precision", "baseline_precision")
+    for device in devices:
+        open_backend(device, *(options.get(n) or (1 if n == "threads" else None) for n in names))
+    evaluation = _evaluation(evaluate, {**options, "device": devices[0]})
+    first = compiler(model, evaluation=evaluation, **{**options, "device": devices[0]})
+    found: dict[str, list[Result | InfeasibleTarget]] = {}
+    for device in devices:
+        made = first if device == devices[0] else beside(first, **{**options, "device": device})
+        found[device] = [_or_infeasible(made, Target(speedup=t), evaluation) for t in targets]
+    return {device: [_beside_others(found, device, i) for i in range(len(targets))] for device in devices}
+
+
+def _beside_others(
+    found: Mapping[str, Sequence[Result | InfeasibleTarget]], device: str, i: int
+) -> Result | InfeasibleTarget:
+    """The result of a device for target i, its report with the choices of the other devices."""
+    result = found[device][i]
+    if not isinstance(result, Result):
+        return result
+    others = (results[i] for name, results in found.items() if name != device)
+    elsewhere = tuple(of(other.report) for other in others if isinstance(other, Result))
+    return replace(result, report=replace(result.report, elsewhere=elsewhere))
+
+
+def _or_infeasible(made: Compiler, target: Target, evaluation: Evaluation | None) -> Result | InfeasibleTarget:
+    made.progress.note(f"{made.device}: {target}")
+    try:
+        return _evaluated(made.reach(target), made, evaluation)
+    except InfeasibleTarget as error:
+        return error
 
 
 def _reach_all(

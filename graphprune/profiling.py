@@ -21,9 +21,12 @@ from graphprune.devices.table import Key, Row, Table, plain_row, row_of
 from graphprune.errors import EnvironmentFault, UsageError
 from graphprune.files import atomic_write
 from graphprune.progress import Progress
+from graphprune.target import Timing
 
 _REPEATS = 15
 _LEAST_PROBES = 12
+_ALONE_SECONDS = 0.3
+_LEAST_LEFT = 0.1
 _LARGE = 2e7
 """Operations of a product that shows how fast products can be."""
 _STREAMED = ("Add", "Mul", "Sub", "Max", "Relu", "Neg", "Abs")
@@ -37,6 +40,8 @@ class Profiler(Protocol):
     threads: int
 
     def executed(self, model: Any, feed: Mapping[str, np.ndarray], *, repeats: int) -> Sequence[Any]: ...
+
+    def measure(self, models: Sequence[Any], feed: Mapping[str, np.ndarray], **limits: float) -> Sequence[Timing]: ...
 
     def key(self) -> Key: ...
 
@@ -71,11 +76,19 @@ def profile(
 
 
 def _rows(profiler: Profiler, probe: Probe) -> list[Row]:
-    """One row for each kernel; the kernels of one network that do the same are one, with the spread of their times."""
+    """One row for each kernel; the kernels of one network that do the same are one, with the spread of their times.
+
+    A profiler takes time for each kernel that it writes down: what all together are longer than a run that nobody looks
+    at is taken off in equal parts.
+    """
     same: dict[Any, list[float]] = {}
-    for found in profiler.executed(probe.model, probe.feed, repeats=_REPEATS):
+    executed = profiler.executed(probe.model, probe.feed, repeats=_REPEATS)
+    (alone,) = profiler.measure([probe.model], probe.feed, max_seconds=_ALONE_SECONDS)
+    looking = (sum(e.kernel.ms for e in executed) - alone.median_ms) / max(len(executed), 1)
+    for found in executed:
         if found.work is not None and found.kernel.ms > 0:
-            same.setdefault(found.work, []).append(found.kernel.ms)
+            ms = max(found.kernel.ms - looking, _LEAST_LEFT * found.kernel.ms)
+            same.setdefault(found.work, []).append(ms)
     return [Row(work, float(np.median(ms)), float(np.ptp(ms) / 2 / np.median(ms)))
             for work, ms in same.items()]  # fmt: skip
 

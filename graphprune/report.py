@@ -133,6 +133,18 @@ class FrozenRow:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What was chosen for the same model and target on another device: its size, or alternative in words, by site, and
+    the share of the dense time there that depends on the site."""
+
+    device: str
+    speedup: float
+    source: str
+    chosen: dict[str, str]
+    time_share: dict[str, float]
+
+
+@dataclass(frozen=True)
 class CheckRow:
     """One comparison of the certificate: `difference` found where none should be, beside the `effect` of removal.
 
@@ -159,6 +171,7 @@ class Report:
     certificate: tuple[CheckRow, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, text and numbers; what is not a finite number becomes None, since JSON has no word."""

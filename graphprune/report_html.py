@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
+from graphprune.elsewhere import differing, of
 from graphprune.report import (
     CheckRow,
     Report,
@@ -40,7 +41,7 @@ def render_html(report: Report) -> str:
     """The page for `report`, complete with its style."""
     title = f"{report.model.name}: {report.reached.speedup:.2f}x faster"
     sections = (_warnings(report), _tiles(report), _measured(report), _quality(report), _sites(report), _time(report),
-                _certificate(report), _frozen(report), _asked(report))
+                _elsewhere(report), _certificate(report), _frozen(report), _asked(report))
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta name="color-scheme" content="light dark"><title>{_t(title)}</title><style>{CSS}</style></head>\n'
@@ -227,6 +228,23 @@ def _check(check: CheckRow, low: int, high: int) -> str:
             f'</span><svg class="bar plain" role="img" aria-label="difference {number(check.difference)}, effect '
             f'{number(check.effect)}">{dots}</svg><span class="num">{number(check.difference)} '
             f"<small>/ {number(check.effect)}</small> {_MARKS.get(check.verdict, _t(check.verdict))}</span></div>")
+
+
+def _elsewhere(report: Report) -> str:
+    """What other devices chose differently, with the share of their time that is at stake."""
+    if not report.elsewhere:
+        return ""
+    seen = [of(report), *report.elsewhere]
+    sites = differing(seen)
+    titles = ("site", *(f"{_t(e.device)}, {e.speedup:.2f}{_TIMES}" for e in seen))
+    rows = ""
+    for name in sites[:_N_SITES_SHOWN]:
+        cells = "".join(f"<td class=num>{_t(e.chosen.get(name, '-'))} "
+                        f"<small class=dim>{percent(e.time_share.get(name))}</small></td>" for e in seen)
+        rows += f"<tr><td class=mono>{_t(name)}</td>{cells}</tr>"
+    note = (f'<p class="note">{len(sites):,} of {len(seen[0].chosen):,} sites differ; the percentage is the share of '
+            "the dense time on that device that depends on the site: what costs little there is worth little.</p>")
+    return f"<section><h2>On other devices</h2>{_table(titles, rows)}{note}</section>"
 
 
 def _frozen(report: Report) -> str:

@@ -12,14 +12,18 @@ import pytest
 
 import graphprune
 from graphprune.backends import open_backend
+from graphprune.calibrate import moments
 from graphprune.cli import main
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.half import to_half
 from graphprune.load import save_bytes
 from graphprune.report import Report, how_known
+from graphprune.report_html import render_html
 from tests.graphs import model_of
 
-SHAPE = (1, 2048, 64)
+ROWS, SHAPE = (1, 32, 64), (1, 4096, 64)
+"""Of the feeds that values are computed on, and at which times are predicted."""
+AT = {"shapes": {"x": SHAPE}, "passes": "width"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def model() -> bytes:
     shapes = {"w0": (64, 1024), "w1": (1024, 1024), "w2": (1024, 1024), "w3": (1024, 64)}
     rng = np.random.default_rng(1)
     weights = {k: (rng.normal(size=s) * (2 / s[0]) ** 0.5).astype(np.float32) for k, s in shapes.items()}
-    made = model_of(text + "\nresult = MatMul(r2, w3)", {"x": SHAPE}, weights)
+    made = model_of(text + "\nresult = MatMul(r2, w3)", {"x": (1, "rows", 64)}, weights)
     for i, node in enumerate(made.graph):
         node.name = f"node{i}"
     return save_bytes(made)
@@ -38,12 +42,22 @@ def model() -> bytes:
 @pytest.fixture(scope="module")
 def feeds() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    return [{"x": rng.normal(size=SHAPE).astype(np.float32)} for _ in range(6)]
+    return [{"x": rng.normal(size=ROWS).astype(np.float32)} for _ in range(12)]
+
+
+@pytest.fixture(scope="module")
+def command(model: bytes, feeds, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """To compile the model from the command line, but for the device and the target."""
+    folder = tmp_path_factory.mktemp("modelled")
+    (folder / "m.onnx").write_bytes(model)
+    np.savez(folder / "feeds.npz", x=np.concatenate([feed["x"] for feed in feeds]))
+    return ["compile", str(folder / "m.onnx"), "--passes", "width", "--shape", f"x={'x'.join(map(str, SHAPE))}",
+            "--calibration", str(folder / "feeds.npz")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def result(model: bytes, feeds) -> graphprune.Result:
-    return graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, passes="width")
+    return graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, **AT)
 
 
 def test_the_target_is_reached_by_prediction_and_the_report_says_so(result) -> None:
@@ -74,12 +88,12 @@ def test_a_plan_for_another_device_is_replayed_to_the_byte(result, model: bytes)
 
 
 def test_the_same_twice(result, model: bytes, feeds) -> None:
-    again = graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, passes="width")
+    again = graphprune.compile(model, target_speedup=1.5, device="a100", calibration=feeds, **AT)
     assert again.data == result.data
 
 
 def test_the_baseline_is_stated_and_can_be_another(model: bytes, feeds) -> None:
-    feed = feeds[0]
+    feed = {"x": np.zeros(SHAPE, np.float32)}
     usual, single = open_backend("a100"), open_backend("a100", baseline="fp32")
     assert single.predict(single.baseline(model), feed).ms > 1.5 * usual.predict(usual.baseline(model), feed).ms
     assert single.predict(model, feed).ms == usual.predict(model, feed).ms
@@ -90,12 +104,12 @@ def test_the_baseline_is_stated_and_can_be_another(model: bytes, feeds) -> None:
 
 def test_out_of_reach_says_by_how_much_and_what_holds_it(model: bytes, feeds) -> None:
     with pytest.raises(InfeasibleTarget, match="out of reach on a100: the most modelled is") as caught:
-        graphprune.compile(model, target_speedup=400, device="a100", calibration=feeds, passes="width")
+        graphprune.compile(model, target_speedup=400, device="a100", calibration=feeds, **AT)
     assert 1 < caught.value.best < 400 and "kernels no site changes" in caught.value.at
 
 
 def test_what_tensorrt_refuses_is_said_before_any_work(feeds) -> None:
-    odd = model_of("y = MatMul(x, w)\nresult = com.microsoft.QuickGelu(y)", {"x": SHAPE}, {"w": (64, 64)})
+    odd = model_of("y = MatMul(x, w)\nresult = com.microsoft.QuickGelu(y)", {"x": ROWS}, {"w": (64, 64)})
     with pytest.raises(ModelError, match="TensorRT would refuse") as caught:
         graphprune.compile(save_bytes(odd), target_speedup=2, device="l4", calibration=feeds)
     assert "operator-domain" in caught.value.at
@@ -103,8 +117,9 @@ def test_what_tensorrt_refuses_is_said_before_any_work(feeds) -> None:
 
 def test_a_processor_is_modelled_with_the_kernels_of_the_runtime(model: bytes, feeds) -> None:
     one, many = open_backend("epyc", 1), open_backend("epyc", 16)
-    assert {k.op for k in one.profile(model, feeds[0])} >= {"MatMul"}
-    assert one.predict(model, feeds[0]).ms > 4 * many.predict(model, feeds[0]).ms
+    feed = {"x": np.zeros(SHAPE, np.float32)}
+    assert {k.op for k in one.profile(model, feed)} >= {"MatMul"}
+    assert one.predict(model, feed).ms > 4 * many.predict(model, feed).ms
     with pytest.raises(UsageError, match="has 96 cores"):
         open_backend("epyc", 200)
 
@@ -123,18 +138,15 @@ def test_shapes_that_depend_on_data_are_found_by_running() -> None:
     assert backend.predict(odd, full).ms > backend.predict(odd, empty).ms
 
 
-def test_from_the_command_line(model: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model)
-    out = tmp_path / "out"
-    command = ["compile", str(path), "--target-speedup", "1.4x", "--device", "h100", "--passes", "width",
-               "--out", str(out)]  # fmt: skip
-    assert main([*command, "--baseline-precision", "fp32"]) == 0
+def test_from_the_command_line(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    asked = [*command, "--target-speedup", "1.4x", "--out", out]
+    assert main([*asked, "--device", "h100", "--baseline-precision", "fp32"]) == 0
     shown = capsys.readouterr().out
     assert "expected" in shown and "unverified" in shown and "engine.onnx" in shown
-    assert main([*command[:-4], "--device", "h1000"]) == 2
+    assert main([*asked, "--device", "h1000"]) == 2
     assert "did you mean h100" in capsys.readouterr().err
-    assert main([*command, "--precision", "fp7"]) == 2
+    assert main([*asked, "--device", "h100", "--precision", "fp7"]) == 2
 
 
 def test_half_of_what_was_compiled_is_what_the_folder_holds(result) -> None:
@@ -142,3 +154,41 @@ def test_half_of_what_was_compiled_is_what_the_folder_holds(result) -> None:
     model, engine = (ir.from_proto(onnx.ModelProto.FromString(data)) for data in both)
     for name, value in to_half(model).graph.initializers.items():
         np.testing.assert_array_equal(value.const_value.numpy(), engine.graph.initializers[name].const_value.numpy())
+
+
+def test_one_calibration_serves_several_devices(model: bytes, feeds) -> None:
+    found = graphprune.compile_for(model, devices=["a100", "t4"], targets=[1.5, 400], calibration=feeds, **AT)
+    assert list(found) == ["a100", "t4"]
+    for device, (reached, missed) in found.items():
+        assert isinstance(missed, InfeasibleTarget) and missed.best < 400
+        assert reached.report.asked.device == device and 1.5 <= reached.report.reached.speedup < 1.8
+        assert graphprune.replay(reached.plan, model) == reached.data
+        others = reached.report.elsewhere
+        assert [e.device for e in others] == [d for d in found if d != device]
+        assert all(e.chosen and e.time_share for e in others)
+        assert Report.from_json(reached.report.to_json()) == reached.report
+        assert "On other devices" in render_html(reached.report)
+    alone = graphprune.compile(model, target_speedup=1.5, device="t4", calibration=feeds, **AT)
+    assert alone.data == found["t4"][0].data, "what came before on another device changes nothing"
+
+
+def test_calibration_is_run_once(model: bytes, feeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("graphprune.context.moments", lambda *a: asked.append(len(a[1])) or moments(*a))
+    graphprune.compile_for(model, devices=["a100", "h100"], targets=[1.3], calibration=feeds, **AT)
+    assert len(asked) == 1
+
+
+def test_several_devices_from_the_command_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = [*command, "--out", str(out)]
+    assert main([*asked, "--device", "a100,t4", "--family", "1.3x,300x"]) == 4
+    assert (out / "t4" / "1.3x" / "engine.onnx").exists() and not (out / "t4" / "300x").exists()
+    assert (out / "a100" / "1.3x" / "report.html").exists()
+    shown = capsys.readouterr()
+    assert "out of reach" in shown.err and "sites differ" in shown.out
+    assert main([*asked, "--device", "a100,a100", "--target-speedup", "1.4x"]) == 2
+    assert main([*asked, "--device", "a100,nope", "--target-speedup", "1.4x"]) == 2
+    assert main([*asked, "--device", "a100,t4", "--target-latency", "1ms"]) == 2
