@@ -17,6 +17,7 @@ from graphprune.edit import new_constant, set_constant, shrink
 from graphprune.groups import Analysis, model_input
 from graphprune.keeps import Keeps, mask, new_size, take
 from graphprune.trace import Feed
+from graphprune.unrounded import rounds, unrounded
 
 RunAll = Callable[[ir.Model, Sequence[Feed]], Sequence[Mapping[str, np.ndarray]]]
 """Runs a model on several feeds, optimisation off: all its outputs by name for each."""
@@ -88,9 +89,12 @@ def certify(
     dense: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> list[Check]:
     """Check keep sets (see `Analysis.keeps`), all at once, on every feed: by the masked oracle the exact groups, by the
-    permutation oracle all of them. Groups kept whole are not checked. Runs with optimisation off. dense: the outputs of
-    the model on the feeds, if they are known.
+    permutation oracle all of them. Groups kept whole are not checked. Runs with optimisation off, and without what is
+    rounded between layers (see `unrounded`). dense: the outputs of the model on the feeds, if they are known.
     """
+    if rounds(analysis.model):
+        rounded_run, dense = run, None
+        run = lambda model, feeds: rounded_run(unrounded(model), feeds)  # noqa: E731
     keep = {n: k for n, k in keep.items() if np.shape(k)[-1] < analysis.groups[n].size}
     exact = {n: k for n, k in keep.items() if analysis.groups[n].inexact is None}
     if keep and dense is None:
@@ -148,9 +152,7 @@ def _scrambled(analysis: Analysis, order: Mapping[str, np.ndarray]) -> ir.Model:
 
 
 def _tolerance(model: ir.Model) -> float:
-    rounds = any(node.op_type.endswith("QuantizeLinear") or node.op_type.startswith(("QLinear", "Round"))
-                 for node in model.graph)  # fmt: skip
-    return STEP if rounds else TOLERANCE
+    return STEP if rounds(unrounded(model)) else TOLERANCE
 
 
 def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have, tolerance: float) -> Check:

@@ -19,7 +19,7 @@ LAYERS = [
     {"target", "dims", "trace", "progress"},
     {"keeps"},
     {"patches", "descent", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence",
-     "report_style", "cover", "parallel", "quiet", "devices.device", "devices.work", "devices.probes"},
+     "report_style", "cover", "parallel", "quiet", "unrounded", "devices.device", "devices.work", "devices.probes"},
     {"devices.fusion", "devices.shapes", "devices.table", "devices.roofline", "rules.base", "rounding", "tableau",
      "tables", "evaluate", "elsewhere", "cost_model", "factor"},
     {"devices", "devices.correction", "report_html", "rules.shapes", "rules.linear", "rules.norms", "cost_presence"},
