@@ -6,6 +6,7 @@ from graphprune.backends.base import Backend
 from graphprune.devices import HOST, find
 from graphprune.errors import UsageError
 from graphprune.profiling import Profiler
+from graphprune.target import IntegerKernels
 
 
 def open_backend(
@@ -24,6 +25,17 @@ def open_backend(
     from graphprune.backends.modelled import Modelled
 
     return Modelled(described, threads, precision, baseline)
+
+
+def integer_kernels(name: str) -> IntegerKernels:
+    """How an engine has values of few bits, by the name that a plan keeps. Raises UsageError for an unknown one."""
+    from graphprune.backends.onnxruntime import OnnxRuntime
+    from graphprune.backends.tensorrt import INTEGER
+
+    known = {k.name: k for k in (OnnxRuntime.integer, INTEGER, IntegerKernels(name="none"))}
+    if name not in known:
+        raise UsageError(f"the plan is for an engine {name!r} that is not known here", fix="compile again")
+    return known[name]
 
 
 def open_profiler(device: str, threads: int = 1) -> Profiler:

@@ -19,7 +19,7 @@ from graphprune.backends import tensorrt
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.onnxruntime import OnnxRuntime, Session
 from graphprune.devices import Described
-from graphprune.devices.device import BYTES
+from graphprune.devices.device import BYTES, Device
 from graphprune.devices.fusion import fuse
 from graphprune.devices.predict import Predicted, Predictor
 from graphprune.devices.shapes import tensors_in, tensors_of
@@ -70,7 +70,7 @@ class Modelled:
         self.baseline_precision = _known(baseline or device.precision, device, "--baseline-precision")
         self._predictor = Predictor(device, described.table)
         self._host = OnnxRuntime(threads)
-        self.integer = self._host.integer if device.kind == "cpu" else IntegerKernels()
+        self.integer = self._host.integer if device.kind == "cpu" else _integer(device)
 
     def load(self, model: Model, *, optimise: bool = True) -> Prospect:
         return Prospect(model, self.precision, self._host, optimise)
@@ -136,7 +136,12 @@ class Modelled:
         return tensors_in({**weights, **feed, **arrays})
 
 
-def _known(precision: str, device, option: str) -> str:
+def _integer(device: Device) -> IntegerKernels:
+    """What the engine computes in 8 bits, where the device has instructions for them."""
+    return tensorrt.INTEGER if device.runs("int8") else IntegerKernels(name="none")
+
+
+def _known(precision: str, device: Device, option: str) -> str:
     if precision in BYTES and (precision == "fp32" or device.runs(precision)):
         return precision
     there = [p for p in BYTES if p == "fp32" or device.runs(p)]

@@ -90,6 +90,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     lowerings = LOWERINGS
     integer = IntegerKernels(
+        name="onnxruntime",
         linear={
             "Conv": ("static",),
             "Gemm": ("static", "dynamic", "int8 weights", "int4 weights"),

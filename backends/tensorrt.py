@@ -19,8 +19,14 @@ from graphprune.backends.tensorrt_rules import Finding, check
 from graphprune.errors import ModelError
 from graphprune.half import to_half, too_large
 from graphprune.load import save_bytes
+from graphprune.target import IntegerKernels
 from graphprune.trace import Feed, Run
 
+INTEGER = IntegerKernels(
+    name="tensorrt", linear={"Conv": ("static",), "Gemm": ("static",), "MatMul": ("static",)},
+    followers=frozenset({"Add"}), symmetric=True, closed=False,
+)  # fmt: skip
+"""Explicit quantisation: the inputs of products and of residual sums, symmetric; what they give stays as it is."""
 ONNX, PLAN = "engine.onnx", "build.json"
 PROGRAMS = ("build_engine.py", "run_engine.py")
 _WORKSPACE_MIB, _OPTIMISATION = 4096, 3

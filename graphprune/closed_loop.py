@@ -208,6 +208,7 @@ class ClosedLoop:
             c.context.compensate,
             c.axes,
             tuple(c.lowerings),
+            c.backend.integer.name,
             str(self.target),
             c.device,
             c.seed,

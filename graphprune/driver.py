@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from graphprune.backends import open_backend
+from graphprune.backends import integer_kernels, open_backend
 from graphprune.carry_out import apply, lowered
 from graphprune.compiler import Compiler
 from graphprune.context import Context, overwrite
@@ -92,13 +92,14 @@ def compiler(
 
 
 def beside(
-    made: Compiler, *, device: str, threads: int = 1, lower: bool = True, precision: str | None = None,
+    made: Compiler, *, device: str, passes: str | Sequence[str | Pass] | None = None, threads: int = 1,
+    lower: bool = True, precision: str | None = None,
     baseline_precision: str | None = None, progress: Progress | None = None, **_: Any,
 ) -> Compiler:  # fmt: skip
     """The same model for another device: what was calibrated is taken over, prices and choices are its own."""
     backend = open_backend(device, threads, precision, baseline_precision)
     backend.check(made.prepared.model)
-    return Compiler(made.prepared, made.data, backend, made.passes, score=made.context.score,
+    return Compiler(made.prepared, made.data, backend, passes_of(passes), score=made.context.score,
                     compensate=made.context.compensate, lower=lower, axes=made.axes, seed=made.seed, device=device,
                     progress=progress or Silent(), kinds=made.kinds, calibrated=made)  # fmt: skip
 
@@ -287,7 +288,8 @@ def replay(plan: str | Path | Plan, model: Any, *, passes: str | Sequence[str | 
         raise UsageError(
             f"the plan has choices of a pass {unknown[0]!r} that is not here", fix="give it in passes=[...]"
         )
-    context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate, integer=backend.integer)
+    context = Context(prepared.analysis, [], loader(backend), compensate=plan.compensate,
+                      integer=integer_kernels(plan.integer))  # fmt: skip
     _check_kept(prepared.analysis, plan.choices)
     try:
         model = overwrite(apply(context, passes, plan.choices, solve=False), plan.tensors)

@@ -93,10 +93,11 @@ class Static:
         """Settle what the choice of some linear nodes and followers means for the values between them. others: nodes
         that are written in another way."""
         found, others = cls(model, set(linear) | set(followers)), set(others)
-        giving = [n for n in model.graph if n.op_type == "Conv" or n.op_type in kernels.followers]
-        found.outputs = {n: _behind_activation(n) for n in giving if n in found.nodes}
-        found._carry(kernels)
-        found.guarded = [n for n in model.graph if n not in others and found._is_between(n, kernels)]
+        if kernels.closed:
+            giving = [n for n in model.graph if n.op_type == "Conv" or n.op_type in kernels.followers]
+            found.outputs = {n: _behind_activation(n) for n in giving if n in found.nodes}
+            found._carry(kernels)
+            found.guarded = [n for n in model.graph if n not in others and found._is_between(n, kernels)]
         for node in model.graph:
             if node in found.nodes:
                 for v in _data(node, kernels):

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript import version_converter
 
+from graphprune.errors import ModelError
 from graphprune.trace import Feed, Run, exposed
 
 LARGEST = 65504.0
@@ -18,6 +20,7 @@ _MARGIN = 4.0
 """What has come this near to the largest number on some feeds may go over it on others."""
 _MASK = 0.02
 """So near to the end of the range, relatively, are the numbers that a mask adds something to."""
+_HALF_SCALES, _QUANTISED = 19, ("QuantizeLinear", "DequantizeLinear")
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _STAYS = {"Resize": (1, 2, 3), "Upsample": (1,)}
 """Operator -> inputs that are 32-bit numbers whatever the data are."""
@@ -27,8 +30,18 @@ _TYPED = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "RandomNorm
 
 
 def to_half(model: ir.Model, wide: Collection[str] = ()) -> ir.Model:
-    """A copy in float16. wide: names of nodes that stay in float32, such as `too_large` finds."""
+    """A copy in float16. wide: names of nodes that stay in float32, such as `too_large` finds.
+
+    Where values are quantised the opset is raised to 19, from which on scales may be float16. Raises ModelError for a
+    model that cannot be converted.
+    """
     copy = saturated(model)
+    if copy.opset_imports.get("", 1) < _HALF_SCALES and any(n.op_type in _QUANTISED for n in copy.graph):
+        try:
+            version_converter.convert_version(copy, _HALF_SCALES, fallback=True)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"the opset cannot be raised to {_HALF_SCALES}: {error}", fix="export it with a newer one"
+                             ) from error  # fmt: skip
     for graph in _graphs(copy.graph):
         _convert(graph, frozenset(wide), outermost=graph is copy.graph)
     return copy

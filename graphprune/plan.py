@@ -24,6 +24,7 @@ SCHEMA = 1
 class Plan:
     """model_sha256: of the model it was made for. traced_at: input shapes its types were found under.
     choices: pass -> site -> what was decided. lowerings: names of the backend's rewrites that were taken.
+    integer: how its engine has values of few bits (`target.IntegerKernels`).
     tensors: initialiser of the result -> new contents.
     predicted_ms, measured_ms, dense_ms: what was promised and what came out, for the record.
     """
@@ -35,6 +36,7 @@ class Plan:
     compensate: bool = True
     axes: str = "exact"
     lowerings: tuple[str, ...] = ()
+    integer: str = "onnxruntime"
     target: str = ""
     device: str = "host"
     seed: int = 0

@@ -40,13 +40,14 @@ class Writer:
         scales: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         for value, like in plan.quantised.items():
             if like not in scales:
-                scale, zero = self.ranges.get(like.name, (np.float32(1), 128))
+                scale, zero = self.ranges.get(like.name, (np.float32(1), 0 if kernels.symmetric else 128))
+                whole = np.int8 if kernels.symmetric else np.uint8
                 scales[like] = (
                     new_constant(self.graph, f"{like.name}.scale", np.asarray(scale, np.float32)),
-                    new_constant(self.graph, f"{like.name}.zero", np.asarray(zero, np.uint8)),
+                    new_constant(self.graph, f"{like.name}.zero", np.asarray(zero, whole)),
                 )
-            q = self._node("QuantizeLinear", [value, *scales[like]], f"{value.name}.quantise", ir.DataType.UINT8,
-                           value.shape, {})  # fmt: skip
+            q = self._node("QuantizeLinear", [value, *scales[like]], f"{value.name}.quantise",
+                           scales[like][1].dtype, value.shape, {})  # fmt: skip
             takers = [u for u in list(value.uses()) if u.node is not q]
             self._insert_behind(value, q)
             after = q
@@ -62,7 +63,10 @@ class Writer:
                 self._give_out(value, q, scales[like])
         for node in order:
             if node.op_type in kernels.linear:
-                self._static_weight(node, rounded[node.name], self._scale_of(node))
+                if kernels.symmetric:
+                    self._weight(node, rounded[node.name])
+                else:
+                    self._static_weight(node, rounded[node.name], self._scale_of(node))
         for node in plan.guarded:
             self._guard(node)
 
@@ -91,6 +95,21 @@ class Writer:
 
     def _dequantise(self, value: ir.Value, q: ir.Value, scale: tuple[ir.Value, ir.Value], name: str) -> ir.Node:
         return self._node("DequantizeLinear", [q, *scale], name, value.dtype or ir.DataType.FLOAT, value.shape, {})
+
+    def _weight(self, node: ir.Node, rounded: Rounded) -> None:
+        """A weight in 8 bits, dequantised; the bias stays what it is."""
+        weight, axis = weight_of(node), output_axis(node)
+        q = rounded.q.reshape(tuple(node.inputs[1].const_value.shape)) if node.op_type == "Conv" else rounded.q
+        scale = np.asarray(rounded.scale, np.float32)
+        if node.op_type == "Gemm" and ("alpha" in node.attributes or "beta" in node.attributes):
+            for attribute in ("alpha", "beta"):
+                node.attributes.pop(attribute, None)  # they are in the rounded weight, and now in the bias
+            if weight.bias is not None:
+                old, bias = node.inputs[2], new_constant(self.graph, f"{node.name}.bias", np.array(weight.bias))
+                node.replace_input_with(2, bias)
+                self._drop(old)
+        pair = self._constant_pair(f"{node.name}.weight", np.ascontiguousarray(q.T if axis else q), scale, axis)
+        self._put(node, 1, pair)
 
     def _static_weight(self, node: ir.Node, rounded: Rounded, x_scale: np.ndarray) -> None:
         add = bias_behind(node)

@@ -46,12 +46,18 @@ class IntegerKernels:
     linear: operator -> precisions of a linear node, of "static" (8 bits, ranges fixed beforehand), "dynamic" (8 bits,
     ranges found while running), "int8 weights", "int4 weights" (activations stay float). followers: operators that
     take and give 8-bit values, each with a scale of its own. carriers: operators that only move values, so that 8-bit
-    ones pass with the scale they have.
+    ones pass with the scale they have. symmetric: whether 8-bit values are int8 around zero, and biases floating point,
+    as GPU engines have it; else activations are uint8 with any zero point and biases int32. closed: whether a kernel
+    computes on 8-bit values only where what it gives is rounded, too. name: by which a plan finds the scheme again.
     """
+
+    name: str = ""
 
     linear: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     followers: frozenset[str] = frozenset()
     carriers: frozenset[str] = frozenset()
+    symmetric: bool = False
+    closed: bool = True
 
 
 @dataclass(frozen=True)

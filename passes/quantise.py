@@ -44,6 +44,9 @@ FLOAT = len(PRECISIONS)
 _BITS = {"int4 weights": 4, "int8 weights": 8, "static": 8, "dynamic": 8}
 _SINCE = {"static": 10, "dynamic": 11}
 """Precision -> the opset from which there are operators for it."""
+_PER_CHANNEL = 13
+"""The opset from which weights may have a scale for each output without the runtime's own operators."""
+_FEW_CHANNELS = 4
 _BLOCK = 64
 _ROUGH = 0.1
 _PREFIX = "precision "
@@ -222,10 +225,18 @@ def _linear(context: Context) -> list[tuple[ir.Node, tuple[str, ...]]]:
     """Linear nodes of the canonical model that the backend can compute with few bits, and how."""
     found, opset = [], context.model.opset_imports.get("", 1)
     for node in context.model.graph:
-        precisions = tuple(p for p in context.integer.linear.get(node.op_type, ()) if opset >= _SINCE.get(p, 1))
-        if precisions and not node.domain and weight_of(node) is not None:
+        since = _SINCE | ({"static": _PER_CHANNEL} if context.integer.symmetric else {})
+        precisions = tuple(p for p in context.integer.linear.get(node.op_type, ()) if opset >= since.get(p, 1))
+        if precisions and not node.domain and weight_of(node) is not None and not _too_few(context, node):
             found.append((node, precisions))
     return found
+
+
+def _too_few(context: Context, node: ir.Node) -> bool:
+    """Whether a convolution takes so few channels that engines with symmetric values may have no kernel for it."""
+    if not context.integer.symmetric or node.op_type != "Conv" or _n_banks(node) > 1:
+        return False
+    return node.inputs[1].const_value.shape[1] <= _FEW_CHANNELS
 
 
 def _followers(context: Context) -> list[ir.Node]:
@@ -268,7 +279,14 @@ def _ranges(context: Context, model: ir.Model, values: Collection[ir.Value], n_f
         for name in names:
             histograms[name].add(found[name])
     seen = {name: h for name, h in histograms.items() if h.n_values}
+    if context.integer.symmetric:
+        return {name: _around_zero(*interval(h, "mse")) for name, h in seen.items()}
     return {name: _within(*affine(*interval(h, "mse"), np.uint8), limits[name]) for name, h in seen.items()}
+
+
+def _around_zero(low: float, high: float) -> tuple[np.float32, int]:
+    """The scale of int8 values around zero."""
+    return np.float32(max(abs(low), abs(high), float(np.finfo(np.float32).tiny)) / 127), 0
 
 
 def _within(scale: np.ndarray, zero: np.ndarray, limits: tuple[float, float] | None) -> tuple[np.float32, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import graphprune
 from graphprune.backends import open_backend
+from graphprune.backends.tensorrt_rules import check
 from graphprune.calibrate import moments
 from graphprune.cli import main
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
@@ -37,6 +39,14 @@ def model() -> bytes:
     for i, node in enumerate(made.graph):
         node.name = f"node{i}"
     return save_bytes(made)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def briefly() -> Iterator[None]:
+    """Prices of processors are of kernels that run here: a few plans will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graphprune.compiler._PRICING_SECONDS", 1.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +202,36 @@ def test_several_devices_from_the_command_line(
     assert main([*asked, "--device", "a100,a100", "--target-speedup", "1.4x"]) == 2
     assert main([*asked, "--device", "a100,nope", "--target-speedup", "1.4x"]) == 2
     assert main([*asked, "--device", "a100,t4", "--target-latency", "1ms"]) == 2
+
+
+def kinds_of(data: bytes) -> dict[str, set[str]]:
+    """Operator -> data types of what it gives, and of its zero points."""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(data)))
+    found: dict[str, set[str]] = {}
+    for node in model.graph:
+        found.setdefault(node.op_type, set()).update(y.dtype.name for y in node.outputs if y.dtype)
+    return found
+
+
+@pytest.mark.parametrize("device, whole", [("t4", "INT8"), ("epyc", "UINT8")])
+def test_8_bits_are_what_the_engine_wants_them_to_be(model: bytes, feeds, device: str, whole: str) -> None:
+    options = {"calibration": feeds, "passes": "quantise", "shapes": {"x": (1, 256, 64)}}
+    result = graphprune.compile(model, target_speedup=1.1, device=device, **options)
+    kinds = kinds_of(result.data)
+    assert kinds.get("QuantizeLinear", {whole}) == {whole}
+    assert kinds.keys() & {"QuantizeLinear", "DynamicQuantizeLinear"}
+    assert graphprune.replay(result.plan, model) == result.data
+    if device == "t4":
+        engine = onnx.ModelProto.FromString(result.beside["engine.onnx"])
+        onnx.checker.check_model(engine, full_check=True)
+        assert not [f for f in check(ir.from_proto(engine)) if f.weight in ("error", "risk")]
+        assert next(o.version for o in engine.opset_import if not o.domain) >= 19
+        plain = {"QuantizeLinear", "DequantizeLinear", "MatMul", "Relu", "Cast"}
+        assert {node.op_type for node in engine.graph.node} <= plain
+
+
+def test_8_bits_of_one_engine_are_not_those_of_another(model: bytes, feeds) -> None:
+    options = {"calibration": feeds, "passes": "quantise", "shapes": {"x": (1, 256, 64)}}
+    found = graphprune.compile_for(model, devices=["epyc", "t4"], targets=[1.1], **options)
+    alone = graphprune.compile(model, target_speedup=1.1, device="t4", **options)
+    assert found["t4"][0].data == alone.data

@@ -30,7 +30,9 @@ ROWWISE = frozenset({
 })  # fmt: skip
 """Operators that read whole rows; a kernel can do them with what is computed element by element around them."""
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+ROUNDS = "QuantizeLinear"
+PASSED = VIEWS | {"DequantizeLinear"}
+"""Operators that are no kernels: views, and what those who read a value do when they read it."""
 _SHAPE_SIZE = 64
 """Integers up to so many are shapes, computed before the kernels run."""
 _MOST_HEAD = 256
@@ -86,7 +88,6 @@ class _Fusion:
             if node.op_type in PRODUCTS and not node.domain and home.product is None:
                 home.product, home.name = node, node.name
         self._attentions()
-        self._roundings()
         return [(self._kernel(k), self._work(k)) for k in self.order]
 
     # ------------------------------------------------------------------------------------------- what joins what
@@ -97,7 +98,7 @@ class _Fusion:
         if node.op_type in ("Shape", "Size", "Constant") or all(v.name in self.known for v in operands):
             self.known |= {y.name for y in node.outputs}
             return True
-        if node.op_type in VIEWS:
+        if node.op_type in PASSED:
             return True
         made = [self.tensors.get(y.name) for y in node.outputs if y.name]
         small = all(t is not None and t.size <= _SHAPE_SIZE for t in made)
@@ -105,7 +106,7 @@ class _Fusion:
 
     def _home(self, node: ir.Node) -> Fused | None:
         """The kernel that a node is computed in, of those there are."""
-        joins = node.op_type in ELEMENTWISE or node.op_type in ROUNDING or self._is_rowwise(node)
+        joins = node.op_type in ELEMENTWISE or node.op_type == ROUNDS or self._is_rowwise(node)
         if node.domain or not joins:
             return None
         makers = [k for v in node.inputs if (k := self._maker(v)) is not None]
@@ -119,11 +120,11 @@ class _Fusion:
         return next(i for i, k in enumerate(self.order) if id(k) == kernel)
 
     def _maker(self, value: ir.Value | None) -> Fused | None:
-        """The kernel that computes a value, through views."""
+        """The kernel that computes a value, through what is none."""
         while value is not None and (node := value.producer()) is not None:
             if id(node) in self.kernel_of:
                 return self.kernel_of[id(node)]
-            if node.op_type not in VIEWS or not node.inputs:
+            if node.op_type not in PASSED or not node.inputs:
                 return None
             value = node.inputs[0]
         return None
@@ -154,7 +155,7 @@ class _Fusion:
             if node.op_type in ROWWISE or not self._same_size(kernel, node):
                 return False
             return self._only_reader(kernel, node)
-        movable = all(n.op_type in ELEMENTWISE or n.op_type in ROUNDING or n.op_type in ROWWISE for n in kernel.nodes)
+        movable = all(n.op_type in ELEMENTWISE or n.op_type == ROUNDS or n.op_type in ROWWISE for n in kernel.nodes)
         return movable and first.domain == "" and self._rows_agree(kernel, node)
 
     def _same_size(self, kernel: Fused, node: ir.Node) -> bool:
@@ -196,14 +197,6 @@ class _Fusion:
         return (kernel.product is not None and kernel.product.op_type == "MatMul" and not kernel.attention
                 and all(v.name not in self.known for v in kernel.product.inputs))  # fmt: skip
 
-    def _roundings(self) -> None:
-        """What is dequantised is dequantised by those who read it."""
-        for kernel in list(self.order):
-            if all(n.op_type == "DequantizeLinear" for n in kernel.nodes):
-                readers = [k for v in self._gives(kernel) for k in self._readers(v)]
-                if readers and all(k is not kernel for k in readers):
-                    self.order.remove(kernel)
-
     # --------------------------------------------------------------------------------------------- what it costs
 
     def _reads(self, kernel: Fused) -> list[ir.Value]:
@@ -223,7 +216,7 @@ class _Fusion:
             kernel = self.kernel_of.get(id(use.node))
             if kernel is not None:
                 yield kernel
-            elif use.node.op_type in VIEWS and use.idx == 0:
+            elif use.node.op_type in PASSED and use.idx == 0:
                 yield from self._readers(use.node.outputs[0])
 
     def _tensor(self, value: ir.Value | None) -> Tensor | None:
@@ -240,7 +233,14 @@ class _Fusion:
     def _kernel(self, fused: Fused) -> Kernel:
         shapes = [tuple(t.shape for v in values if (t := self._tensor(v)) is not None)
                   for values in (self._reads(fused), self._gives(fused))]  # fmt: skip
-        return Kernel(fused.name, fused.label, 0.0, *shapes)
+        return Kernel(fused.name, f"{fused.label}{self._bits(fused)}", 0.0, *shapes)
+
+    def _bits(self, fused: Fused) -> str:
+        """Part of the kind of a kernel: whether it takes 8-bit values, and whether it gives such."""
+        taken = any(v.producer() is not None and v.producer().op_type == "DequantizeLinear" and v.name not in self.known
+                    for v in self._reads(fused))  # fmt: skip
+        given = any(n.op_type == ROUNDS for n in fused.nodes)
+        return f"{' of int8' if taken else ''}{' to int8' if given else ''}"
 
     def _work(self, kernel: Fused) -> Work:
         reads = [t for v in self._reads(kernel) if (t := self._tensor(v)) is not None]
