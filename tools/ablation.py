@@ -180,7 +180,7 @@ def result(bench: Bench, method: str, asked: float | None, limit: int | None) ->
     except InfeasibleTarget as error:
         return {"out_of_reach": error.best}
     except ModelError as error:
-        return {"refused": error.what}
+        return {"refused": error.what, "refused_at": error.at}
     how = {"how": made.how, "seconds": round(time.monotonic() - start, 1)}
     metrics = quality(bench.task, made.data, limit, bench.threads)
     if method == DENSE:
