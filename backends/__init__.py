@@ -8,6 +8,9 @@ from graphprune.errors import UsageError
 from graphprune.profiling import Profiler
 from graphprune.target import IntegerKernels
 
+CUDA = "cuda"
+"""The GPU of this machine, for measuring its kernels."""
+
 
 def open_backend(
     device: str, threads: int = 1, precision: str | None = None, baseline: str | None = None
@@ -38,10 +41,18 @@ def integer_kernels(name: str) -> IntegerKernels:
     return known[name]
 
 
-def open_profiler(device: str, threads: int = 1) -> Profiler:
-    """What measures kernels on this machine. Raises UsageError for what cannot be measured here."""
-    if device != HOST:
-        raise UsageError(f"{device!r} cannot be measured here", at="--device", fix=f"the choice is {HOST}")
-    from graphprune.backends.onnxruntime import OnnxRuntime
+def open_profiler(device: str, threads: int = 1, precision: str | None = None) -> Profiler:
+    """What measures kernels on this machine: its processor ("host") in ONNX Runtime, or its GPU ("cuda") in PyTorch.
 
-    return OnnxRuntime(threads=threads)
+    precision: of the GPU's kernels, fp16 unless given. Raises UsageError for what cannot be measured here.
+    """
+    if device == HOST:
+        from graphprune.backends.network_kernels import NetworkKernels
+        from graphprune.backends.onnxruntime import OnnxRuntime
+
+        return NetworkKernels(OnnxRuntime(threads=threads))
+    if device == CUDA:
+        from graphprune.backends.torch_kernels import TorchKernels
+
+        return TorchKernels(precision or "fp16")
+    raise UsageError(f"{device!r} cannot be measured here", at="--device", fix=f"{HOST} (this processor) or {CUDA}")

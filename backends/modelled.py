@@ -85,7 +85,7 @@ class Modelled:
     def package(
         self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing
     ) -> tuple[dict[str, bytes], list[str]]:
-        notes = [f"nothing was run on {self.described.device.title}: its times are {timing.source}"]
+        notes = [f"nothing was run on {self.described.device.title}: its times are {timing.source}", *self._stale()]
         if not self._is_gpu:
             return {}, notes
         made, found = tensorrt.folder(
@@ -98,6 +98,14 @@ class Modelled:
         notes += [f"TensorRT, {rule} ({weight}): {next(f for f in found if f.rule == rule).what}"
                   + (f", and {n - 1} more" if n > 1 else "") for (rule, weight), n in by_rule.items()]  # fmt: skip
         return made, notes
+
+    def _stale(self) -> list[str]:
+        """Of a table of a processor: how the runtime differs from the one here, which other times may go with."""
+        table = self.described.table
+        if table is None or self._is_gpu:
+            return []
+        differs = table.stale(self._host.key().runtime)
+        return [f"the table may be stale: {differs}"] if differs else []
 
     @property
     def _is_gpu(self) -> bool:

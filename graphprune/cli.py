@@ -235,7 +235,10 @@ def devices(
 @app.command()
 def profile(
     out: Annotated[Path, typer.Option("--out", "-o", help="The table to write.", show_default=False)],
-    device: Annotated[str, typer.Option(help="What to measure: host.")] = "host",
+    device: Annotated[str, typer.Option(help="What to measure: host, this processor in ONNX Runtime; or cuda, the "
+                                             "GPU in PyTorch.")] = "host",
+    precision: Annotated[str | None, typer.Option(metavar="fp16", help="Of the kernels of a GPU.",
+                                                  show_default=False)] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long to measure; an interrupted run goes on.")] = 180.0,
     seed: Annotated[int, typer.Option(min=0, help="Draws the networks.")] = 0,
     threads: Threads = 1,
@@ -250,7 +253,7 @@ def profile(
     from graphprune.profiling import profile as run
 
     check_writable(out.parent)
-    measured = run(open_profiler(device, threads), out, progress.choose(quiet), seconds=seconds, seed=seed)
+    measured = run(open_profiler(device, threads, precision), out, progress.choose(quiet), seconds=seconds, seed=seed)
     _print(measured_table(measured))
     _print(f"written to {out}")
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from graphprune.backends import open_profiler
+from graphprune.backends import open_backend, open_profiler
+from graphprune.backends.network_kernels import NetworkKernels
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cli import main
 from graphprune.devices import find
@@ -46,7 +47,7 @@ def test_every_kernel_of_a_probe_has_its_work() -> None:
         assert sum(e.work.products for e in found) > 0 or probe.name.startswith("elements")
 
 
-class Some(OnnxRuntime):
+class Few(OnnxRuntime):
     """Stops after some probes, as if the power went."""
 
     def __init__(self, most: int = 10**6, runtime: str = "") -> None:
@@ -63,16 +64,20 @@ class Some(OnnxRuntime):
         return replace(super().key(), runtime=self.called or super().key().runtime)
 
 
+def some(most: int = 10**6, runtime: str = "") -> NetworkKernels:
+    return NetworkKernels(Few(most, runtime))
+
+
 def test_an_interrupted_run_goes_on_and_nothing_is_measured_twice(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     with pytest.raises(KeyboardInterrupt):
-        profile(Some(5), out, Silent(), seconds=0)
+        profile(some(5), out, Silent(), seconds=0)
     assert not out.exists() and (tmp_path / "t.json.partial").exists()
     with (tmp_path / "t.json.partial").open("a") as file:
         file.write('{"key": {"dev')  # cut short
-    rest = Some()
+    rest = some()
     table = profile(rest, out, Silent(), seconds=0)
-    assert rest.ran == 12 - 5
+    assert rest.runtime.ran == 12 - 5
     assert read(out) == table and not (tmp_path / "t.json.partial").exists()
     device = find(str(out)).device
     assert device.kind == "cpu" and device.peak("fp32") > 1e9 and device.bandwidth > 1e8
@@ -82,9 +87,9 @@ def test_an_interrupted_run_goes_on_and_nothing_is_measured_twice(tmp_path: Path
 def test_what_another_machine_has_left_is_not_mixed_in(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     with pytest.raises(KeyboardInterrupt):
-        profile(Some(2, "another runtime"), out, Silent(), seconds=0)
+        profile(some(2, "another runtime"), out, Silent(), seconds=0)
     with pytest.raises(UsageError, match="measured elsewhere") as caught:
-        profile(Some(), out, Silent(), seconds=0)
+        profile(some(), out, Silent(), seconds=0)
     assert "remove" in caught.value.fix
 
 
@@ -97,6 +102,19 @@ def test_a_table_is_a_device_to_compile_for(tmp_path: Path, capsys: pytest.Captu
     assert main(["profile", "-o", str(out), "--device", "a100", "--seconds", "1"]) == 2
 
 
+def test_a_table_of_another_runtime_is_used_with_a_warning_of_both_versions(tmp_path: Path) -> None:
+    table = profile(some(), tmp_path / "t.json", Silent(), seconds=0)
+    old = replace(table, key=replace(table.key, runtime="onnxruntime 1.0.0"))
+    (tmp_path / "old.json").write_text(old.to_json())
+    model, feed = next((p.model, p.feed) for p in probes(5))
+    for name, stale in (("t.json", False), ("old.json", True)):
+        backend = open_backend(str(tmp_path / name))
+        _, notes = backend.package(model, [feed], feed, backend.measure([model], feed)[0])
+        said = [n for n in notes if "stale" in n]
+        assert bool(said) == stale and all("1.0.0" in n and table.key.runtime in n for n in said)
+
+
 def test_only_what_is_here_can_be_measured() -> None:
-    with pytest.raises(UsageError, match="cannot be measured here"):
-        open_profiler("cuda")
+    with pytest.raises(UsageError, match="cannot be measured here") as caught:
+        open_profiler("a100")
+    assert "host" in caught.value.fix and "cuda" in caught.value.fix

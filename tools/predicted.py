@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from graphprune.backends.modelled import Modelled
+from graphprune.backends.network_kernels import NetworkKernels
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cost import random_plan
 from graphprune.devices import Described
@@ -145,8 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table is not None:
         measured = read(options.table)
     else:
-        measured = profile(OnnxRuntime(options.threads), options.out.with_suffix(".table.json"), progress,
-                           seconds=options.seconds, seed=options.seed)  # fmt: skip
+        kernels, kept = NetworkKernels(OnnxRuntime(options.threads)), options.out.with_suffix(".table.json")
+        measured = profile(kernels, kept, progress, seconds=options.seconds, seed=options.seed)
     if stale := measured.stale(OnnxRuntime(options.threads).key().runtime):
         out.print(f"warning: the table is of another time: {stale}")
     names = options.networks or list(NETWORKS)
