@@ -6,6 +6,7 @@ everywhere; of GPUs, what `devices.fusion` makes of the graph.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -69,7 +70,7 @@ class Modelled:
         self.precision = _known(precision or device.precision, device, "--precision")
         self.baseline_precision = _known(baseline or device.precision, device, "--baseline-precision")
         self._predictor = Predictor(device, described.table)
-        self._host = OnnxRuntime(threads)
+        self._host = OnnxRuntime(min(threads, os.cpu_count() or 1))
         self.integer = self._host.integer if device.kind == "cpu" else _integer(device)
 
     def load(self, model: Model, *, optimise: bool = True) -> Prospect:

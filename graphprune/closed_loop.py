@@ -7,6 +7,7 @@ It works on a `compiler.Compiler`, which has calibrated and priced the model and
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ _AIM, _AIM_MORE, _MOST_AIM, _MOST_MISSED = 1.02, 0.01, 1.05, 1.2
 flatter. Where they keep falling short by more, as much as they fell short, at most by the last."""
 _ATTEMPTS = 7
 _EVALUATIONS = 60
+_HOLDING = 3
+"""Kernels that are named where a target is out of reach."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,16 @@ class ClosedLoop:
         return cost.correct(ms / cost.predict(built.levels).ms)
 
     def _obstacle(self) -> str:
-        """Which part of the time no site can change."""
-        cost = self.compiler.cost
+        """Which part of the time no site can change, and where most is left at the fastest levels there are."""
+        c, cost = self.compiler, self.compiler.cost
         fixed = [t for t in cost.kernels if not t.groups]
         share = (cost.overhead_ms + sum(t.ms({}) for t in fixed)) / cost.dense_ms
-        return f"{share:.0%} of the time is in {len({t.name for t in fixed})} kernels no site changes (see explain)"
+        fastest, left = Problem(c.levels, cost, ordered=c.ordered).fastest, Counter()
+        for term in cost.kernels:
+            left[term.name] += float(term.ms(fastest)) / cost.dense_ms
+        most = ", ".join(f"{name} ({part:.0%})" for name, part in left.most_common(_HOLDING))
+        return (f"{share:.0%} of the time is in {len({t.name for t in fixed})} kernels no site changes; of what is "
+                f"left at the least, most is in {most} (see explain)")  # fmt: skip
 
     def _finish(self, built: Built) -> Result:
         """Solve the weights, certify, measure what will be written, and report."""
