@@ -23,6 +23,9 @@ def open_backend(
     if device == HOST:
         from graphprune.backends.onnxruntime import OnnxRuntime
 
+        if {precision, baseline} - {None, "fp32"}:
+            raise UsageError("models for this machine are in fp32", at="--precision or --baseline-precision",
+                             fix="leave it out; 8 bits are the quantise pass' affair")  # fmt: skip
         return OnnxRuntime(threads=threads)
     described = find(device)
     from graphprune.backends.modelled import Modelled
@@ -36,7 +39,7 @@ def integer_kernels(name: str) -> IntegerKernels:
     from graphprune.backends.tensorrt import INTEGER
 
     known = {k.name: k for k in (OnnxRuntime.integer, INTEGER, IntegerKernels(name="none"))}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UsageError(f"the plan is for an engine {name!r} that is not known here", fix="compile again")
     return known[name]
 

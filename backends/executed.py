@@ -62,8 +62,8 @@ def _output_shapes(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Tensor
         args = event.get("args", {})
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "output_type_shape" in args:
             found[event["name"].removesuffix("_kernel_time")] = [
-                Tensor(tuple(shape), _BITS.get(kind, 32)) for entry in args["output_type_shape"]
-                for kind, shape in entry.items()
+                Tensor(tuple(shape), _BITS.get(kind, 32), floating=kind.endswith(("float", "float16", "double")))
+                for entry in args["output_type_shape"] for kind, shape in entry.items()
             ]  # fmt: skip
     return found
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphprune.backends import profile as trace
 from graphprune.backends import tensorrt
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.onnxruntime import OnnxRuntime, Session
+from graphprune.canonicalise import canonicalise
 from graphprune.devices import Described
 from graphprune.devices.device import BYTES, Device
 from graphprune.devices.fusion import fuse
@@ -67,8 +71,8 @@ class Modelled:
     ) -> None:
         self.threads, self.described = threads, described
         device = described.device.using(threads) if described.device.kind == "cpu" else described.device
-        self.precision = _known(precision or device.precision, device, "--precision")
-        self.baseline_precision = _known(baseline or device.precision, device, "--baseline-precision")
+        self.precision = _written(precision or device.precision, device, "--precision")
+        self.baseline_precision = _written(baseline or device.precision, device, "--baseline-precision")
         self._predictor = Predictor(device, described.table)
         self._host = OnnxRuntime(min(threads, os.cpu_count() or 1))
         self.integer = self._host.integer if device.kind == "cpu" else _integer(device)
@@ -77,6 +81,9 @@ class Modelled:
         return Prospect(model, self.precision, self._host, optimise)
 
     def baseline(self, model: Model) -> Prospect:
+        """Of a GPU, canonical: engines fold constants and inline functions, too."""
+        if self._is_gpu:
+            model = canonicalise(_read(model))
         return Prospect(model, self.baseline_precision, self._host)
 
     def check(self, model: ir.Model) -> None:
@@ -86,7 +93,8 @@ class Modelled:
     def package(
         self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing
     ) -> tuple[dict[str, bytes], list[str]]:
-        notes = [f"nothing was run on {self.described.device.title}: its times are {timing.source}", *self._stale()]
+        notes = [f"nothing was run on {self.described.device.title}: its times are {timing.source}",
+                 *self._bodies(_read(model)), *self._stale()]  # fmt: skip
         if not self._is_gpu:
             return {}, notes
         made, found = tensorrt.folder(
@@ -99,6 +107,12 @@ class Modelled:
         notes += [f"TensorRT, {rule} ({weight}): {next(f for f in found if f.rule == rule).what}"
                   + (f", and {n - 1} more" if n > 1 else "") for (rule, weight), n in by_rule.items()]  # fmt: skip
         return made, notes
+
+    @staticmethod
+    def _bodies(model: ir.Model) -> list[str]:
+        """What is not in the times."""
+        n = sum(node.op_type in ("If", "Loop", "Scan") for node in model.graph)
+        return [f"the bodies of {n} If, Loop or Scan are not in the times"] if n else []
 
     def _stale(self) -> list[str]:
         """Of a table of a processor: how the runtime differs from the one here, which other times may go with."""
@@ -130,13 +144,20 @@ class Modelled:
         return f"{self.described.device.title}, {self.precision}, {how}"
 
     def _works(self, prospect: Prospect, feed: Feed) -> Works:
-        if self.described.device.kind == "cpu":
-            found = self._host.executed(prospect.model, feed)
-            return [(e.kernel, e.work) for e in found if e.work is not None]
-        model = _read(prospect.model)
+        model = _named(_read(prospect.model))
+        if not self._is_gpu:
+            found = self._host.executed(model, feed)
+            kernels = trace.named([e.kernel for e in found], model.graph)
+            return [(k, e.work) for k, e in zip(kernels, found, strict=True) if e.work is not None]
         tensors = tensors_of(model, feed) or self._traced(model, feed)
         bits = round(8 * BYTES[prospect.precision])
-        return [(kernel, work.at(prospect.precision, bits)) for kernel, work in fuse(model.graph, tensors)]
+        return [(kernel, self._in_tensor_cores(work))
+                for kernel, work in fuse(model.graph, {name: t.at(bits) for name, t in tensors.items()})]  # fmt: skip
+
+    def _in_tensor_cores(self, work: Work) -> Work:
+        """Products of 32-bit numbers as engines do them unless they are told not to: in TF32, where there is that."""
+        tf32 = work.precision == "fp32" and work.kind == "matrix" and self.described.device.runs("tf32")
+        return replace(work, precision="tf32") if tf32 else work
 
     def _traced(self, model: ir.Model, feed: Feed) -> dict[str, Tensor]:
         """Shapes of every value of a model in which they depend on data: found by running it."""
@@ -150,11 +171,28 @@ def _integer(device: Device) -> IntegerKernels:
     return tensorrt.INTEGER if device.runs("int8") else IntegerKernels(name="none")
 
 
-def _known(precision: str, device: Device, option: str) -> str:
-    if precision in BYTES and (precision == "fp32" or device.runs(precision)):
+def _written(precision: str, device: Device, option: str) -> str:
+    """A precision that models are really written in for the device. Raises UsageError for others."""
+    there = [p for p in ("fp16", "fp32") if device.kind == "gpu" and device.runs(p)] or ["fp32"]
+    if precision in there:
         return precision
-    there = [p for p in BYTES if p == "fp32" or device.runs(p)]
-    raise UsageError(f"{device.title} has no {precision}", at=option, fix=f"it computes in {', '.join(there)}")
+    raise UsageError(f"no models in {precision} are made for {device.title}", at=option,
+                     fix=f"one of {', '.join(there)}")  # fmt: skip
+
+
+def _named(model: ir.Model) -> ir.Model:
+    """The model, or a copy of it, in which every node has a name of its own, by which its kernel is known."""
+    names = [node.name for node in model.graph]
+    if all(names) and len(set(names)) == len(names):
+        return model
+    copy, taken = model.clone(), {name for name in names if name}
+    seen: set[str] = set()
+    for i, node in enumerate(copy.graph):
+        if not node.name or node.name in seen:
+            node.name = next(n for k in count() if (n := f"{node.op_type}.{i + k}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+    return copy
 
 
 def _read(model: Model) -> ir.Model:

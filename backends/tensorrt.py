@@ -7,6 +7,7 @@ Nothing is built here and TensorRT is not imported: what it would refuse is know
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -29,6 +30,11 @@ INTEGER = IntegerKernels(
 """Explicit quantisation: the inputs of products and of residual sums, symmetric; what they give stays as it is."""
 ONNX, PLAN = "engine.onnx", "build.json"
 PROGRAMS = ("build_engine.py", "run_engine.py")
+_SCRIPT = """#!/bin/sh
+# The same with the program that comes with TensorRT's archives.
+cd "$(dirname "$0")" || exit 1
+{line}
+"""
 _WORKSPACE_MIB, _OPTIMISATION = 4096, 3
 _RANGE_FEEDS = 8
 """Feeds on which the range of activations is looked at before they go to 16 bits."""
@@ -77,19 +83,18 @@ def folder(
         "kept_in_32_bits": sorted(wide), "expected_ms": expected.ms, "expected_spread": expected.spread,
         "expected_from": expected.source, "built": False, "findings": [asdict(f) for f in found],
     }  # fmt: skip
-    line = trtexec(plan)
     home = files("graphprune.backends") / "tensorrt_folder"
     return {
         ONNX: save_bytes(typed),
         PLAN: (json.dumps(plan, indent=1) + "\n").encode(),
-        "trtexec.sh": f"#!/bin/sh\n# The same with the program that comes with TensorRT's archives.\n{line}\n".encode(),
+        "trtexec.sh": _SCRIPT.format(line=trtexec(plan)).encode(),
         **{name: (home / name).read_bytes() for name in PROGRAMS},
     }, found
 
 
 def profile(model: ir.Model, feeds: Iterable[Feed], timing: Feed) -> dict[str, dict[str, list[int]]]:
-    """Input with dynamic axes -> the smallest, usual and largest shape; an axis that was never seen to vary goes from
-    one to what it was."""
+    """Input with dynamic axes -> the smallest, usual and largest shape that was seen; a dynamic first axis, the batch,
+    goes down to one."""
     seen = list(feeds)
     found = {}
     for value in model.graph.inputs:
@@ -99,19 +104,25 @@ def profile(model: ir.Model, feeds: Iterable[Feed], timing: Feed) -> dict[str, d
         dynamic = [not isinstance(n, int) for n in value.shape]
         usual = list(timing[value.name].shape)
         low, high = shapes.min(axis=0), shapes.max(axis=0)
-        least = [1 if free and a == b else int(a) for free, a, b in zip(dynamic, low, high, strict=True)]
+        least = [1 if i == 0 and dynamic[0] else int(n) for i, n in enumerate(low)]
         found[value.name] = {"min": least, "opt": [int(n) for n in usual], "max": [int(n) for n in high]}
     return found
 
 
 def trtexec(plan: Mapping[str, Any]) -> str:
     """The command that builds and times the same engine; options that TensorRT 11 has by default are given for 10."""
-    parts = ["trtexec", f"--onnx={plan['onnx']}", "--saveEngine=model.engine", "--stronglyTyped",
+    parts = [f"--onnx={plan['onnx']}", "--saveEngine=model.engine", "--stronglyTyped",
              f"--memPoolSize=workspace:{plan['workspace_mib']}",
              f"--builderOptimizationLevel={plan['optimization_level']}", "--timingCacheFile=timing.cache",
              "--profilingVerbosity=detailed"]  # fmt: skip
     for option, end in (("minShapes", "min"), ("optShapes", "opt"), ("maxShapes", "max")):
-        shapes = [f"{name}:{'x'.join(map(str, ends[end]))}" for name, ends in plan["profile"].items()]
+        shapes = [f"{_quoted(name)}:{'x'.join(map(str, ends[end]))}" for name, ends in plan["profile"].items()]
         if shapes:
             parts.append(f"--{option}={','.join(shapes)}")
-    return " \\\n  ".join([*parts, "--useCudaGraph --noDataTransfers --useSpinWait --warmUp=500 --duration=10"])
+    parts += ["--useCudaGraph", "--noDataTransfers", "--useSpinWait", "--warmUp=500", "--duration=10"]
+    return " \\\n  ".join(["trtexec", *map(shlex.quote, parts)])
+
+
+def _quoted(name: str) -> str:
+    """The name of an input as trtexec wants it where it holds what separates names from shapes."""
+    return f"'{name}'" if set(name) & set(":,") else name

@@ -22,7 +22,8 @@ _TYPES = {**_FLOATS, ir.DataType.INT32: "INT32", ir.DataType.INT64: "INT64", ir.
           ir.DataType.INT8: "INT8", ir.DataType.INT4: "INT4", ir.DataType.UINT8: "UINT8",
           ir.DataType.DOUBLE: "FP32"}  # fmt: skip
 _SAME_TYPE = ("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "MatMul", "Gemm", "Conv", "ConvTranspose", "Concat",
-              "PRelu", "LayerNormalization", "BatchNormalization", "InstanceNormalization", "Sum", "Mean")  # fmt: skip
+              "PRelu", "Where",
+              "LayerNormalization", "BatchNormalization", "InstanceNormalization", "Sum", "Mean")  # fmt: skip
 _CONSTANT_INPUTS = {"OneHot": (1,), "CumSum": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "Pad": (), "STFT": (1, 2)} | {
     f"Reduce{what}": (1,) for what in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum",
                                        "SumSquare")
@@ -164,9 +165,8 @@ def pooling(model: ir.Model) -> Iterator[Finding]:
         if node.op_type in ("MaxPool", "AveragePool", "LpPool"):
             if any(d != 1 for d in _number(node, "dilations", ())):
                 yield Finding("pooling", "error", node.name, "'does not support dilations other than 1'")
-            if len(_number(node, "kernel_shape", (1, 1))) not in (2, 3):
-                yield Finding("pooling", "error", node.name, "only 2 or 3 spatial axes are pooled",
-                              "add an axis of one before it")
+            if len(_number(node, "kernel_shape", (1, 1))) > 3:
+                yield Finding("pooling", "error", node.name, "at most 3 spatial axes are pooled")
 
 
 def one_output(model: ir.Model) -> Iterator[Finding]:
@@ -224,8 +224,13 @@ def quantised_types(model: ir.Model) -> Iterator[Finding]:
         scale = _constant(node.inputs[1])
         if scale is None or (scale <= 0).any():
             yield Finding("quantised-types", "error", node.name, "'Scale coefficients must all be positive' constants")
+        if node.op_type == "DequantizeLinear" and node.inputs[0].dtype == ir.DataType.INT32:
+            yield Finding("quantised-types", "error", node.name, "a bias of int32: 'input has type Int32 but must have "
+                          "type FP8, FP4, Int4, or Int8'", "keep biases in floating point")  # fmt: skip
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         if zero is None:
+            if node.op_type == "DequantizeLinear" or _number(node, "output_dtype", 0) == int(ir.DataType.INT8):
+                continue  # the type is that of the data, or said
             yield Finding("quantised-types", "error", node.name, "no zero point: ONNX takes uint8 then, TensorRT int8",
                           "write one of int8")  # fmt: skip
         elif _constant(zero) is None or _constant(zero).any():
@@ -233,16 +238,14 @@ def quantised_types(model: ir.Model) -> Iterator[Finding]:
                           "quantise symmetrically")  # fmt: skip
         elif zero.dtype == ir.DataType.UINT8:
             yield Finding("quantised-types", "error", node.name, "uint8 is silently taken for int8", "use int8")
-        if node.op_type == "DequantizeLinear" and node.inputs[0].dtype == ir.DataType.INT32:
-            yield Finding("quantised-types", "error", node.name, "a bias of int32: 'input has type Int32 but must have "
-                          "type FP8, FP4, Int4, or Int8'", "keep biases in floating point")  # fmt: skip
 
 
 def few_channels_quantised(model: ir.Model) -> Iterator[Finding]:
     for node in _nodes(model):
         if node.op_type != "Conv" or not _is_dequantised(node.inputs[0]) or _number(node, "group", 1) > 1:
             continue
-        if node.inputs[1].shape is not None and node.inputs[1].shape[1] <= _FEW_CHANNELS:
+        channels = None if node.inputs[1].shape is None else node.inputs[1].shape[1]
+        if isinstance(channels, int) and channels <= _FEW_CHANNELS:
             yield Finding("few-channels-quantised", "risk", node.name, "8 bits on a convolution of so few channels: "
                           "'Could not find any implementation for node' was seen", "leave it in 16 bits")  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune.errors import GraphpruneError, InfeasibleTarget, UsageError
+from graphprune.errors import GraphpruneError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.target import Target
@@ -110,7 +110,7 @@ def compile_(
         "device": device, "calibration": calibration, "shapes": shapes, "seed": seed, "threads": threads,
         "passes": passes, "score": score.value, "axes": axes.value, "progress": progress.choose(quiet),
         **{name: value for name, value in given.items() if value}}
-    missed: InfeasibleTarget | None = None
+    missed: GraphpruneError | None = None
     if "," in device:
         if not all(target.speedup for target in targets) or not targets:
             raise UsageError("several devices are compiled for by a factor", at=f"--device {device}",
@@ -121,12 +121,12 @@ def compile_(
         results, folders = [], []
         for name, made in found.items():
             for target, result in zip(targets, made, strict=True):
-                if isinstance(result, InfeasibleTarget):
+                if isinstance(result, GraphpruneError):
                     missed = result
-                    _print_error(result.what, result.at, result.fix)
+                    _print_error(f"{name}: {result.what}", result.at, result.fix)
                 else:
                     results.append(result)
-                    folders.append(out / Path(name).stem / (str(target) if family else ""))
+                    folders.append(out / _folder(name, names) / (str(target) if family else ""))
     elif max_drop is not None:
         results, folders = [graphprune.compile(path, max_drop=max_drop, **options)], [out]
     elif family is None:
@@ -144,7 +144,11 @@ def compile_(
     if "," in device and not quiet:
         from graphprune.device_tables import choices_table
 
-        _print(choices_table([result.report for result in results]))
+        for target in targets:
+            reports = [r.report for r in results if r.report.asked.target == str(target)]
+            if len(reports) > 1:
+                _print(f"{target}, where devices differ:")
+                _print(choices_table(reports))
     return missed.exit_code if missed else 0
 
 
@@ -227,8 +231,11 @@ def devices(
 ) -> None:
     """List the devices that can be compiled for without having them."""
     from graphprune.device_tables import device_figures, device_table
-    from graphprune.devices import find, known
+    from graphprune.devices import HOST, find, known
 
+    if show == HOST:
+        raise UsageError("host is this machine: what it takes is measured, not described", at=f"--show {show}",
+                         fix="graphprune profile -o host.json measures a table of it")
     _print(device_figures(find(show)) if show else device_table(known().values()))
 
 
@@ -406,6 +413,15 @@ def _targets(
             raise UsageError(f"{target} is asked for twice", at=f"{name} {text}", fix="name each factor once")
         targets.append(target)
     return targets
+
+
+def _folder(device: str, devices: list[str]) -> str:
+    """What the folder of a device is called: as the device, or as its file, if that tells it from the others."""
+    stem = Path(device).stem if device.endswith((".toml", ".json")) else device
+    stems = [Path(d).stem if d.endswith((".toml", ".json")) else d for d in devices]
+    plain = stem if stems.count(stem) == 1 else device
+    safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in plain).strip(".-")
+    return safe or f"device{devices.index(device)}"
 
 
 def _model_file(path: Path) -> Path:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import onnx_ir as ir
@@ -176,9 +177,10 @@ class Compiler:
 
     @property
     def parts(self) -> list[set[str]]:
-        """The sites of each pass, where there are several."""
-        found = [{s.name for s in sites} for sites in self.proposed.values() if sites]
-        return found if len(found) > 1 else []
+        """The sites of each pass and of each two, as far as that is not all: a search that has everything to choose
+        from may miss what a few would do together."""
+        each = [{s.name for s in sites} for sites in self.proposed.values() if sites]
+        return [set().union(*some) for n in (1, 2) if n < len(each) for some in combinations(each, n)]
 
     def stage(self, name: str, total: int | None = None):
         return _timed(self.progress, name, total, self.seconds)

@@ -17,7 +17,7 @@ from graphprune.context import Context, overwrite
 from graphprune.divergence import named_kinds, outputs_of
 from graphprune.dual import MaxDrop, fastest, judge
 from graphprune.elsewhere import of
-from graphprune.errors import InfeasibleTarget, UsageError
+from graphprune.errors import GraphpruneError, InfeasibleTarget, ModelError, UsageError
 from graphprune.evaluate import Evaluation, Function, resolve
 from graphprune.groups import Analysis, Group
 from graphprune.load import save_bytes
@@ -204,30 +204,37 @@ def compile_family(
 def compile_for(
     model: Any, *, devices: Sequence[str], targets: Sequence[float], evaluate: str | Function | None = None,
     **options: Any,
-) -> dict[str, list[Result | InfeasibleTarget]]:  # fmt: skip
+) -> dict[str, list[Result | GraphpruneError]]:  # fmt: skip
     """Several speed-ups for several devices from one calibration; arguments as for `compile`.
 
-    Returns, for every device, one result or what is out of reach for every target, the reports with the choices of the
-    other devices beside their own. A device that is unknown, or refuses the model, ends it before any work.
+    Returns, for every device, one result for every target or why there is none (InfeasibleTarget, mostly), the reports
+    with the choices of the other devices beside their own. A device that is unknown, named twice, or whose engine
+    refuses the model, ends it before any work.
     """
-    if len(set(devices)) < len(devices) or not devices:
+    threads = options.get("threads", 1)
+    backends = [open_backend(d, threads, options.get("precision"), options.get("baseline_precision")) for d in devices]
+    if not devices or len({b.fingerprint() for b in backends}) < len(devices):
         raise UsageError("a device is named twice" if devices else "no device was given", at="--device",
                          fix="name each once")  # fmt: skip
-    names = ("threads", "precision", "baseline_precision")
-    for device in devices:
-        open_backend(device, *(options.get(n) or (1 if n == "threads" else None) for n in names))
+    prepared = prepare(model, backends[0], options.get("shapes"))
+    for backend in backends:
+        backend.check(prepared.model)
     evaluation = _evaluation(evaluate, {**options, "device": devices[0]})
     first = compiler(model, evaluation=evaluation, **{**options, "device": devices[0]})
-    found: dict[str, list[Result | InfeasibleTarget]] = {}
+    found: dict[str, list[Result | GraphpruneError]] = {}
     for device in devices:
-        made = first if device == devices[0] else beside(first, **{**options, "device": device})
-        found[device] = [_or_infeasible(made, Target(speedup=t), evaluation) for t in targets]
+        try:
+            made = first if device == devices[0] else beside(first, **{**options, "device": device})
+        except ModelError as error:  # nothing that this device is faster with
+            found[device] = [error] * len(targets)
+            continue
+        found[device] = [_or_error(made, Target(speedup=t), evaluation) for t in targets]
     return {device: [_beside_others(found, device, i) for i in range(len(targets))] for device in devices}
 
 
 def _beside_others(
-    found: Mapping[str, Sequence[Result | InfeasibleTarget]], device: str, i: int
-) -> Result | InfeasibleTarget:
+    found: Mapping[str, Sequence[Result | GraphpruneError]], device: str, i: int
+) -> Result | GraphpruneError:
     """The result of a device for target i, its report with the choices of the other devices."""
     result = found[device][i]
     if not isinstance(result, Result):
@@ -237,11 +244,11 @@ def _beside_others(
     return replace(result, report=replace(result.report, elsewhere=elsewhere))
 
 
-def _or_infeasible(made: Compiler, target: Target, evaluation: Evaluation | None) -> Result | InfeasibleTarget:
+def _or_error(made: Compiler, target: Target, evaluation: Evaluation | None) -> Result | GraphpruneError:
     made.progress.note(f"{made.device}: {target}")
     try:
         return _evaluated(made.reach(target), made, evaluation)
-    except InfeasibleTarget as error:
+    except (InfeasibleTarget, ModelError) as error:
         return error
 
 

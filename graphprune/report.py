@@ -295,8 +295,8 @@ def how_known(reached: Reached) -> str:
     """How sure the speed-up is: measured with its spread, or a prediction and what is missing for more."""
     if reached.is_measured:
         return f"{spread_text(reached.speedup_spread)}, {reached.rounds} interleaved rounds"
-    why = {"interpolated": "predicted from times measured on such a device",
-           "extrapolated": "predicted from times measured on such a device, beyond the sizes measured",
+    why = {"interpolated": "predicted from times measured on such a device or one of its family",
+           "extrapolated": "predicted from such times, beyond the sizes that were measured",
            "analytic": "unverified: no measurement on this device"}[reached.source]  # fmt: skip
     return f"expected, {spread_text(reached.speedup_spread)}, {why}"
 

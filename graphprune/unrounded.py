@@ -18,7 +18,7 @@ def unrounded(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for node in list(copy.graph):
         if node.op_type == "DequantizeLinear":
-            x = _before(node.inputs[0], node.inputs[1:])
+            x = _before(node.inputs[0], node.inputs[1:], _axis(node))
             if x is not None:
                 _bypass(copy.graph, node, x)
         elif node.op_type == _GIVES_FLOAT:
@@ -34,13 +34,24 @@ def rounds(model: ir.Model) -> bool:
     return any(node.op_type in _ROUNDS or node.op_type.startswith("QLinear") for node in model.graph)
 
 
-def _before(value: ir.Value | None, scale: list | tuple) -> ir.Value | None:
-    """What a quantised value was, if it was rounded by this scale and zero point."""
+def _before(value: ir.Value | None, scale: list | tuple, axis: int | None = None) -> ir.Value | None:
+    """What a quantised value was, if it was rounded by this scale and zero point, along this axis where they are
+    several."""
     made_by = value.producer() if value is not None else None
     if made_by is None or made_by.op_type != "QuantizeLinear":
         return None
-    same = [_same(a, b) for a, b in zip(made_by.inputs[1:], scale, strict=False)]
-    return made_by.inputs[0] if same and all(same) else None
+    ours, theirs = list(made_by.inputs[1:]), list(scale)
+    if len(ours) != len(theirs) or (axis is not None and _axis(made_by) != axis and _is_per_channel(ours[0])):
+        return None
+    return made_by.inputs[0] if all(_same(a, b) for a, b in zip(ours, theirs, strict=True)) else None
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes["axis"].value if "axis" in node.attributes else 1
+
+
+def _is_per_channel(scale: ir.Value) -> bool:
+    return scale.const_value is not None and scale.const_value.size > 1
 
 
 def _same(a: ir.Value | None, b: ir.Value | None) -> bool:

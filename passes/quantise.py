@@ -64,7 +64,7 @@ class Quantise:
     reads_all = True
 
     def __init__(self) -> None:
-        self._ranges: Ranges | None = None
+        self._ranges: dict[str, Ranges] = {}
         self._asked: Collection[str] = ()
         self._known: dict[tuple, Rounded] = {}
 
@@ -117,13 +117,15 @@ class Quantise:
     def _canonical_ranges(self, context: Context) -> Ranges:
         if not context.feeds:  # a plan is replayed
             return {}
-        if self._ranges is None:
+        scheme = context.integer.name  # one value of this pass may serve several engines
+        if scheme not in self._ranges:
             linear = [node for node, _ in _linear(context)]
             static = Static.of(context.model, linear, _followers(context), context.integer)
             # what is carried has a range of its own wherever a choice of nodes leaves the carrier out
             values = {*static.quantised, *static.quantised.values()}
-            self._ranges, self._asked = _ranges(context, context.model, values, _RANGE_FEEDS), {v.name for v in values}
-        return self._ranges
+            self._ranges[scheme] = _ranges(context, context.model, values, _RANGE_FEEDS)
+            self._asked = {v.name for v in values}
+        return self._ranges[scheme]
 
     def _written(
         self, context: Context, model: ir.Model, choices: Mapping[str, Choice], ranges: Ranges | None, n_feeds: int,

@@ -102,6 +102,9 @@ BAD = {
     "an unknown kind": (SMALL.replace('"cpu"', '"tpu"'), "kind 'tpu'"),
     "an unknown precision": (SMALL.replace('precision = "fp32"', 'precision = "fp7"'), "'fp7'"),
     "aliases that are no list": ('aliases = "me"\n' + SMALL, "list of names"),
+    "a figure beyond all": (SMALL.replace("value = 50", f"value = 1{'0' * 400}"), "above zero"),
+    "a source that is a list": (SMALL.replace('50, source = "sheet"', '50, source = ["sheet"]'), "not among"),
+    "half a core": (SMALL.replace("value = 4,", "value = 0.5,"), "no whole number"),
     "not text": ("\0\xff", "not a description"),
 }
 

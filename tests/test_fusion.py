@@ -24,7 +24,7 @@ CASES = {
         ["Conv", "Conv"]),
     "but not where the product is wanted by others": (
         "a = Conv<pads=[1,1,1,1]>(x, w)\nr = Sigmoid(a)\nresult = Conv(a, w2)\nother = Neg(r)", {"x": (1, 4, 9, 9)},
-        CONV, ["Conv", "Conv", "Neg"]),
+        CONV, ["Conv", "Neg", "Conv"]),
     "views cost nothing": (
         "a = Reshape(x, shape)\nb1 = Unsqueeze(a, axes)\nm = MatMul(b1, w3)\nresult = Identity(m)", {"x": (6, 4)},
         {"shape": np.asarray([3, 8]), "axes": np.asarray([0]), "w3": (8, 5)}, ["MatMul"]),
@@ -39,6 +39,15 @@ CASES = {
     "heads that are too wide are no attention": (
         "s1 = MatMul(q, k)\np = Softmax<axis=-1>(s1)\nresult = MatMul(p, v)",
         {"q": (1, 1, 4, 300), "k": (1, 1, 300, 4), "v": (1, 1, 4, 300)}, {}, ["MatMul", "Softmax", "MatMul"]),
+    "a kernel never waits for one that waits for it": (
+        "a = Relu(x)\nc = Conv(a, w0)\ns1 = Sigmoid(a)\nresult = Mul(s1, c)", {"x": (1, 4, 9, 9)},
+        {"w0": (4, 4, 1, 1)}, ["Sigmoid", "Conv"]),
+    "a softmax that is given out is no part of an attention": (
+        "s1 = MatMul(q, k)\nother = Softmax<axis=-1>(s1)\nresult = MatMul(other, v)",
+        {"q": (1, 2, 4, 8), "k": (1, 2, 8, 4), "v": (1, 2, 4, 8)}, {}, ["MatMul", "Softmax", "MatMul"]),
+    "nor one that weighs another product": (
+        "s1 = MatMul(q, k)\np = Softmax<axis=-1>(s1)\nm = MatMul(q, k2)\nresult = Mul(m, p)",
+        {"q": (1, 2, 4, 8), "k": (1, 2, 8, 4), "k2": (1, 2, 8, 4)}, {}, ["MatMul", "Softmax", "MatMul"]),
     "sums over shapes are done beforehand": (
         "n = Shape(x)\nn0 = Gather(n, zero)\nn1 = Unsqueeze(n0, axes)\nto = Concat<axis=0>(n1, rest)\n"
         "y = Reshape(x, to)\nresult = Relu(y)", {"x": (3, 4, 2)},

@@ -10,6 +10,7 @@ import pytest
 
 import models
 from graphprune.backends.onnxruntime import OnnxRuntime
+from graphprune.backends.tensorrt_rules import check
 from graphprune.half import LARGEST, saturated, to_half, too_large
 from graphprune.load import save_bytes
 from graphprune.prepare import prepare, runner
@@ -92,3 +93,53 @@ def test_minus_infinity_of_a_mask_stays_what_it_means() -> None:
     assert too_large(model, [feed], run) == set()
     assert saturated(model).graph.initializers["lowest"].const_value.numpy() == -LARGEST
     np.testing.assert_allclose(run(to_half(model), feed)["result"], run(model, feed)["result"], atol=2e-3)
+
+
+@pytest.mark.parametrize("text, weights", [
+    ("m = MatMul(x, w)\nresult = Div(m, far)", {"w": (4, 4), "far": np.float32([1e6])}),
+    ("m = Mul(x, far)\nresult = Mul(m, near)", {"far": np.float32([1e6]), "near": np.float32([1e-6])}),
+], ids=["divided", "multiplied"])  # fmt: skip
+def test_factors_beyond_the_range_are_not_masks(text: str, weights) -> None:
+    model = with_types(model_of(text, {"x": (3, 4)}, weights))
+    for i, node in enumerate(model.graph):
+        node.name = f"n{i}"
+    feed = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+    half = to_half(model, too_large(model, [feed], run))
+    want = run(model, feed)["result"]
+    assert np.linalg.norm(run(half, feed)["result"] - want) < 5e-3 * np.linalg.norm(want)
+
+
+def test_inputs_beyond_the_range_stay_wide() -> None:
+    model = with_types(model_of("a = Mul(x, small)\nresult = MatMul(a, w)", {"x": (3, 4)},
+                                {"small": np.float32([1e-5]), "w": (4, 2)}))  # fmt: skip
+    for i, node in enumerate(model.graph):
+        node.name = f"n{i}"
+    feed = {"x": np.full((3, 4), 1e5, np.float32)}
+    assert "n0" in too_large(model, [feed], run)
+
+
+def test_control_flow_stays_in_32_bits() -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 18]>
+        g (float[3,4] x, bool c) => (float[3,4] result) {
+            y = Relu(x)
+            z = If(c) <then_branch = t () => (float[3,4] p) { p = Add(y, x) },
+                       else_branch = e () => (float[3,4] q) { q = Mul(y, x) }>
+            result = Add(z, y)
+        }""")
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    half = to_half(model)
+    onnx.checker.check_model(ir.to_proto(half), full_check=True)
+    for c in (True, False):
+        feed = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "c": np.asarray(c)}
+        np.testing.assert_allclose(run(half, feed)["result"], run(model, feed)["result"], rtol=4e-3, atol=4e-3)
+
+
+def test_scales_of_next_to_nothing_stay_above_zero_and_old_opsets_are_raised() -> None:
+    weights = {"s": np.asarray(1e-30, np.float32), "z": np.asarray(0, np.int8), "axes": np.asarray([1])}
+    text = "q = QuantizeLinear(x, s, z)\nd = DequantizeLinear(q, s, z)\nresult = ReduceMean<axes=[1]>(d)"
+    model = with_types(model_of(text, {"x": (3, 4)}, {k: weights[k] for k in ("s", "z")}, opset=13))
+    half = to_half(model)
+    onnx.checker.check_model(ir.to_proto(half), full_check=True)
+    assert half.opset_imports[""] >= 19 and half.graph.initializers["s"].const_value.numpy() > 0
+    assert not [f for f in check(half) if f.weight == "error"]

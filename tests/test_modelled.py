@@ -19,6 +19,7 @@ from graphprune.cli import main
 from graphprune.errors import InfeasibleTarget, ModelError, UsageError
 from graphprune.half import to_half
 from graphprune.load import save_bytes
+from graphprune.passes.quantise import Quantise
 from graphprune.report import Report, how_known
 from graphprune.report_html import render_html
 from tests.graphs import model_of
@@ -107,9 +108,10 @@ def test_the_baseline_is_stated_and_can_be_another(model: bytes, feeds) -> None:
     usual, single = open_backend("a100"), open_backend("a100", baseline="fp32")
     assert single.predict(single.baseline(model), feed).ms > 1.5 * usual.predict(usual.baseline(model), feed).ms
     assert single.predict(model, feed).ms == usual.predict(model, feed).ms
-    with pytest.raises(UsageError, match="has no fp8") as caught:
-        open_backend("t4", precision="fp8")
-    assert "fp16" in caught.value.fix
+    for device, precision in (("t4", "fp8"), ("h100", "fp8"), ("epyc", "fp16"), ("host", "fp16")):
+        with pytest.raises(UsageError, match="fp") as caught:
+            open_backend(device, precision=precision)
+        assert caught.value.fix
 
 
 def test_out_of_reach_says_by_how_much_and_what_holds_it(model: bytes, feeds) -> None:
@@ -199,7 +201,8 @@ def test_several_devices_from_the_command_line(
     assert (out / "a100" / "1.3x" / "report.html").exists()
     shown = capsys.readouterr()
     assert "out of reach" in shown.err and "sites differ" in shown.out
-    assert main([*asked, "--device", "a100,a100", "--target-speedup", "1.4x"]) == 2
+    assert main([*asked, "--device", "a100,a100-80gb", "--target-speedup", "1.4x"]) == 2
+    assert "twice" in capsys.readouterr().err
     assert main([*asked, "--device", "a100,nope", "--target-speedup", "1.4x"]) == 2
     assert main([*asked, "--device", "a100,t4", "--target-latency", "1ms"]) == 2
 
@@ -235,3 +238,38 @@ def test_8_bits_of_one_engine_are_not_those_of_another(model: bytes, feeds) -> N
     found = graphprune.compile_for(model, devices=["epyc", "t4"], targets=[1.1], **options)
     alone = graphprune.compile(model, target_speedup=1.1, device="t4", **options)
     assert found["t4"][0].data == alone.data
+
+
+def test_names_of_nodes_change_no_time(feeds) -> None:
+    text = "a = MatMul(x, w)\nb = Sigmoid(a)\nresult = MatMul(b, w)"
+    named, unnamed = (model_of(text, {"x": ROWS}, {"w": (64, 64)}) for _ in range(2))
+    for i, node in enumerate(named.graph):
+        node.name = f"node{i}"
+    assert not any(node.name for node in unnamed.graph)
+    for device in ("epyc", "a100"):
+        backend = open_backend(device)
+        a, b = (backend.predict(save_bytes(m), feeds[0]) for m in (named, unnamed))
+        assert a.ms == b.ms and len(a.kernels) == len(b.kernels)
+
+
+def test_what_is_in_a_body_is_not_in_the_times_and_that_is_said(feeds) -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 18]>
+        g (float[1,32,64] x, bool c) => (float[1,32,64] result) {
+            y = Relu(x)
+            result = If(c) <then_branch = t () => (float[1,32,64] p) { p = Exp(y) },
+                            else_branch = e () => (float[1,32,64] q) { q = Neg(y) }>
+        }""")
+    feed = {**feeds[0], "c": np.asarray(True)}
+    backend = open_backend("a100")
+    predicted = backend.predict(proto.SerializeToString(), feed)
+    assert {k.op for k in predicted.kernels} >= {"If", "Relu"}
+    files, notes = backend.package(proto.SerializeToString(), [feed], feed, predicted.timing)
+    assert any("bodies of 1 If" in n for n in notes)
+    onnx.checker.check_model(onnx.ModelProto.FromString(files["engine.onnx"]), full_check=True)
+
+
+def test_a_value_of_the_pass_may_serve_two_engines(model: bytes, feeds) -> None:
+    options = {"calibration": feeds, "shapes": {"x": (1, 256, 64)}}
+    found = graphprune.compile_for(model, devices=["epyc", "t4"], targets=[1.1], passes=[Quantise()], **options)
+    assert all(isinstance(results[0], graphprune.Result) for results in found.values())

@@ -14,6 +14,7 @@ from graphprune.backends import open_profiler, torch_kernels  # noqa: E402
 from graphprune.backends.torch_kernels import TorchKernels  # noqa: E402
 from graphprune.devices import find, known  # noqa: E402
 from graphprune.devices.correction import Corrections  # noqa: E402
+from graphprune.devices.device import parse  # noqa: E402
 from graphprune.devices.roofline import milliseconds  # noqa: E402
 from graphprune.devices.table import read  # noqa: E402
 from graphprune.errors import EnvironmentFault, UsageError  # noqa: E402
@@ -70,6 +71,7 @@ def test_a_gpu_of_the_database_keeps_its_figures(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kernels, "key", lambda: type(key)("NVIDIA H100 80GB HBM3", key.runtime))
     plain = kernels.described([])
     assert plain["title"] == known()["h100"].title and plain["peak"]["fp16"]["value"] == 989.4
+    assert parse(plain, "h100", "here").figures.keys() == known()["h100"].figures.keys()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: that there is none cannot be tested")

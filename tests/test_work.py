@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graphprune.devices.work import Tensor, Work, work_of
+from graphprune.devices.work import Tensor, work_of
 
 
 def t(*shape: int, bits: int = 32, w: bool = False) -> Tensor:
@@ -75,8 +75,21 @@ def test_views_move_nothing_and_what_is_left_out_counts_for_nothing() -> None:
 
 
 def test_half_the_bits_are_half_the_bytes() -> None:
-    work = Work("MatMul", "matrix", inputs=40, outputs=8, weights=80, m=1, n=2, k=10)
-    half = work.at("fp16", 16)
-    assert (half.precision, half.bytes, half.products) == ("fp16", 64, work.products)
-    rounded = Work("MatMul", "matrix", inputs=40, precision="int8", m=1, n=2, k=10)
-    assert rounded.at("fp16", 16) == rounded
+    x, w, y = t(1, 10), t(10, 2, w=True), t(1, 2)
+    single, half = (work_of("MatMul", {}, [a.at(bits) for a in (x, w)], [y.at(bits)]) for bits in (32, 16))
+    assert (half.precision, half.bytes, half.products) == ("fp16", single.bytes / 2, single.products)
+    assert t(3, bits=8).at(16).bits == 8 and Tensor((3,), 32, floating=False).at(16).bits == 32
+
+
+def test_a_lookup_reads_the_rows_it_is_asked_for() -> None:
+    table, ids = t(30000, 64, w=True), Tensor((1, 8), 64, floating=False)
+    work = work_of("Gather", {"axis": 0}, [table, ids], [t(1, 8, 64)])
+    assert (work.inputs, work.outputs, work.weights) == (4 * 8 * 64 + 8 * 8, 4 * 8 * 64, 0)
+
+
+def test_channels_may_come_last() -> None:
+    x, w = t(1, 7, 7, 64, bits=8), t(32, 64, 1, 1, bits=8, w=True)
+    scales = [t(1, w=True)] * 2
+    inputs = [x, *scales, w, *scales, *scales]
+    work = work_of("QLinearConv", {"channels_last": 1}, inputs, [t(1, 7, 7, 32, bits=8)])
+    assert (work.op, work.products, work.precision) == ("QLinearConv 1x1", 2 * 49 * 64 * 32, "int8")

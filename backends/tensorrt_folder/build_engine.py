@@ -37,7 +37,8 @@ def configured(trt, builder, plan: dict, cache: Path):
     config.builder_optimization_level = plan["optimization_level"]
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-    config.set_timing_cache(timing, ignore_mismatch=False)
+    if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):  # of another GPU or version
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     if plan["profile"]:
         profile = builder.create_optimization_profile()
         for name, shapes in plan["profile"].items():

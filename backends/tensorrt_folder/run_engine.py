@@ -1,4 +1,5 @@
-"""Load model.engine, run it on random inputs and time it.
+"""Load model.engine, run it on random inputs and time it (an engine whose outputs have the shapes of build.json's
+inputs; where they depend on the data, use an output allocator instead).
 
     pip install tensorrt torch
     python run_engine.py
@@ -38,19 +39,27 @@ class Engine:
         for name in names:
             dtype = getattr(torch, trt.nptype(self._engine.get_tensor_dtype(name)).__name__.rstrip("_"))
             shape = tuple(self._context.get_tensor_shape(name))
+            if min(shape, default=1) < 0:
+                raise SystemExit(f"the shape of {name} depends on the data: this program cannot hold it")
             made = torch.zeros(shape, dtype=dtype, device="cuda")
+            if name in given:
+                made.copy_(torch.randn(shape) if dtype.is_floating_point else torch.randint(0, 2, shape))
             (self.inputs if name in given else self.outputs)[name] = made
             self._context.set_tensor_address(name, made.data_ptr())
 
     def run(self) -> None:
         """One run on `self.stream`, from `inputs` to `outputs`."""
-        self._context.execute_async_v3(self.stream.cuda_stream)
+        if not self._context.execute_async_v3(self.stream.cuda_stream):
+            raise SystemExit("TensorRT could not run the engine: see what it said above")
 
     def __call__(self, feed: dict) -> dict:
         """Numpy arrays in, numpy arrays out."""
         import torch
 
         for name, array in feed.items():
+            if array.shape != tuple(self.inputs[name].shape):
+                raise ValueError(f"{name} has shape {array.shape}; this engine was loaded for "
+                                 f"{tuple(self.inputs[name].shape)}")
             self.inputs[name].copy_(torch.from_numpy(array))
         torch.cuda.synchronize()
         self.run()

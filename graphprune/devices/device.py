@@ -24,6 +24,8 @@ OPTIONAL = (
 )  # fmt: skip
 _WORDS = ("title", "kind", "family", "precision", "capability")
 _SIZE_LIMIT = 1_000_000
+_LEAST, _MOST, _MOST_WHOLE = 1e-9, 1e15, 2**20
+_WHOLE = ("units.count", "tile.m", "tile.n", "tile.k")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def parse(plain: Mapping[str, Any], name: str, at: str) -> Device:
     known = {*REQUIRED, *OPTIONAL}
     figures = {}
     for section, entries in plain.items():
-        if section in (*_WORDS, "aliases", "sources"):
+        if section in (*_WORDS, "name", "aliases", "sources"):
             continue
         if section not in {n.partition(".")[0] for n in known} or not isinstance(entries, Mapping):
             raise UsageError(f"{section!r} is no part of the description of a device", at=at,
@@ -180,9 +182,11 @@ def _sources(entries: Any, at: str) -> dict[str, str]:
 
 def _figure(entry: Any, sources: Mapping[str, str], at: str) -> Figure:
     value = entry.get("value") if isinstance(entry, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _LEAST <= value <= _MOST:
         raise UsageError("a figure is { value = a number above zero, source = a name of [sources] }", at=at)
-    if entry.get("source") not in sources:
+    if at.endswith(_WHOLE) and (value != int(value) or value > _MOST_WHOLE):
+        raise UsageError(f"{value:g} is no whole number of use here", at=at)
+    if not isinstance(entry.get("source"), str) or entry["source"] not in sources:
         raise UsageError(f"the source {entry.get('source')!r} is not among [sources]", at=at,
                          fix=f"one of {', '.join(sources)}")  # fmt: skip
     return Figure(float(value), sources[entry["source"]], str(entry.get("note", "")))

@@ -37,6 +37,8 @@ _SHAPE_SIZE = 64
 """Integers up to so many are shapes, computed before the kernels run."""
 _MOST_HEAD = 256
 _ATTENTION = "attention"
+_AS = {"Gemm": "MatMul"}
+"""Operator -> the one whose kernels a GPU runs for it."""
 
 
 @dataclass
@@ -80,9 +82,6 @@ class _Fusion:
             if home is None:
                 home = Fused(node.name)
                 self.order.append(home)
-            else:  # it runs where its last node does
-                self.order.remove(home)
-                self.order.append(home)
             home.nodes.append(node)
             self.kernel_of[id(node)] = home
             if node.op_type in PRODUCTS and not node.domain and home.product is None:
@@ -95,6 +94,9 @@ class _Fusion:
     def _costs_nothing(self, node: ir.Node) -> bool:
         """Views, what is known beforehand, and sums over shapes."""
         operands = [v for v in node.inputs if v is not None]
+        bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if bodies:
+            return False  # what is inside may read anything
         if node.op_type in ("Shape", "Size", "Constant") or all(v.name in self.known for v in operands):
             self.known |= {y.name for y in node.outputs}
             return True
@@ -145,10 +147,10 @@ class _Fusion:
         return rank > 0 and bool(found) and {a % rank for a in found} == {rank - 1}
 
     def _takes(self, kernel: Fused, node: ir.Node) -> bool:
-        """Whether a kernel can compute the node, too: it is the last to run of those that the node reads; a product
+        """Whether a kernel can compute the node, too: nothing else that the node reads waits for the kernel; a product
         gives its result to nobody else; nothing but element-wise nodes follow a product, a row or a movement."""
-        last = max((self._place(id(k)) for v in node.inputs if (k := self._maker(v)) is not None), default=-1)
-        if self._place(id(kernel)) != last:
+        others = [k for v in node.inputs if (k := self._maker(v)) is not None and k is not kernel]
+        if any(self._waits(other, kernel) for other in others):
             return False
         first = kernel.nodes[0]
         if kernel.product is not None:
@@ -157,6 +159,19 @@ class _Fusion:
             return self._only_reader(kernel, node)
         movable = all(n.op_type in ELEMENTWISE or n.op_type == ROUNDS or n.op_type in ROWWISE for n in kernel.nodes)
         return movable and first.domain == "" and self._rows_agree(kernel, node)
+
+    def _waits(self, kernel: Fused, other: Fused) -> bool:
+        """Whether a kernel needs, if only through others, what another gives."""
+        waiting, seen = [kernel], {id(kernel)}
+        while waiting:
+            for value in self._reads(waiting.pop()):
+                maker = self._maker(value)
+                if maker is other:
+                    return True
+                if maker is not None and id(maker) not in seen:
+                    seen.add(id(maker))
+                    waiting.append(maker)
+        return False
 
     def _same_size(self, kernel: Fused, node: ir.Node) -> bool:
         """Whether the node works on what the product gives, element by element."""
@@ -179,12 +194,15 @@ class _Fusion:
         for soft in [k for k in self.order if any(n.op_type == "Softmax" for n in k.nodes)]:
             before = [k for v in self._reads(soft) if (k := self._maker(v)) is not None]
             scores = [k for k in before if self._is_activation_product(k)]
-            readers = {id(k): k for v in self._gives(soft) for k in self._readers(v)}
-            if len(scores) != 1 or len(readers) != 1:
+            given = self._gives(soft)
+            readers = {id(k): k for v in given for k in self._readers(v)}
+            if len(scores) != 1 or len(readers) != 1 or len(given) != 1 or given[0].is_graph_output():
                 continue
             (mixed,) = readers.values()
             q = self.tensors.get(scores[0].product.inputs[0].name)
             if not self._is_activation_product(mixed) or q is None or q.shape[-1] > _MOST_HEAD:
+                continue
+            if self._maker(mixed.product.inputs[0]) is not soft or not self._only_for(scores[0], soft):
                 continue
             mixed.nodes = [*scores[0].nodes, *soft.nodes, *mixed.nodes]
             mixed.attention = True
@@ -193,6 +211,11 @@ class _Fusion:
             for node in mixed.nodes:
                 self.kernel_of[id(node)] = mixed
 
+    def _only_for(self, kernel: Fused, other: Fused) -> bool:
+        """Whether nobody but another kernel reads what one gives."""
+        given = self._gives(kernel)
+        return all(not v.is_graph_output() and all(k is other for k in self._readers(v)) for v in given)
+
     def _is_activation_product(self, kernel: Fused) -> bool:
         return (kernel.product is not None and kernel.product.op_type == "MatMul" and not kernel.attention
                 and all(v.name not in self.known for v in kernel.product.inputs))  # fmt: skip
@@ -200,16 +223,21 @@ class _Fusion:
     # --------------------------------------------------------------------------------------------- what it costs
 
     def _reads(self, kernel: Fused) -> list[ir.Value]:
-        """Values from outside, each once."""
-        inside = {id(y) for n in kernel.nodes for y in n.outputs}
+        """Values from outside, each once; views of what is made inside are inside."""
         read = (v for n in kernel.nodes for v in n.inputs if v is not None)
-        return list({id(v): v for v in read if id(v) not in inside}.values())
+        return list({id(v): v for v in read if self._maker(v) is not kernel}.values())
 
     def _gives(self, kernel: Fused) -> list[ir.Value]:
         """Values that somebody else needs."""
         inside = {id(n) for n in kernel.nodes}
-        return [y for n in kernel.nodes for y in n.outputs
-                if y.is_graph_output() or any(id(use.node) not in inside for use in y.uses())]  # fmt: skip
+        return [y for n in kernel.nodes for y in n.outputs if self._is_wanted(y, inside)]
+
+    def _is_wanted(self, value: ir.Value, inside: set[int]) -> bool:
+        """Whether anybody outside reads a value, or a view of it."""
+        if value.is_graph_output():
+            return True
+        return any(self._is_wanted(use.node.outputs[0], inside) if use.node.op_type in VIEWS and use.idx == 0
+                   else id(use.node) not in inside for use in value.uses())  # fmt: skip
 
     def _readers(self, value: ir.Value) -> Iterable[Fused]:
         for use in value.uses():
@@ -256,8 +284,9 @@ class _Fusion:
             scores = products[0]
             k = max(1, round(sum(w.products for w in products) / (2.0 * scores.batch * scores.m * scores.n)))
             return replace(scores, op=_ATTENTION, k=k, operations=operations, **moved)
-        if kernel.product is not None and products:
-            return replace(single[id(kernel.product)], operations=operations, **moved)
+        if kernel.product is not None:
+            own = single[id(kernel.product)]
+            return replace(own, op=_AS.get(own.op, own.op), operations=operations, **moved)
         return Work(kernel.label, "vector", operations=operations, **moved)
 
     def _single(self, node: ir.Node) -> Work:

@@ -93,6 +93,7 @@ def _tiled(work: Work, device: Device) -> Iterator[float]:
 
 
 def _halves(size: int, device: Device) -> Iterator[int]:
-    while size >= _LEAST_TILE[device.kind]:
-        yield size
+    yield size
+    while size // 2 >= _LEAST_TILE[device.kind]:
         size //= 2
+        yield size

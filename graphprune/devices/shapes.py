@@ -5,7 +5,7 @@ ONNX's own shape inference, with the sizes of the feed put in; None where it lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -40,21 +40,23 @@ def tensors_of(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str, Ten
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError):
         return None
-    found = {v.name: Tensor(tuple(v.const_value.shape.numpy()), v.const_value.dtype.bitwidth, constant=True)
+    found = {v.name: _of_type(v.const_value.shape.numpy(), v.const_value.dtype, constant=True)
              for v in model.graph.initializers.values() if v.const_value is not None}  # fmt: skip
     for info in (*inferred.input, *inferred.output, *inferred.value_info):
         kind = info.type.tensor_type
         sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
         if kind.HasField("shape") and all(n >= 0 for n in sizes):
-            found.setdefault(info.name, Tensor(tuple(sizes), _bits(kind.elem_type)))
+            found.setdefault(info.name, _of_type(sizes, ir.DataType(kind.elem_type)))
     wanted = {y.name for node in model.graph for y in node.outputs if y.name}
     return found if wanted <= found.keys() else None
 
 
 def tensors_in(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Of values that were computed."""
-    return {name: Tensor(a.shape, 8 * a.dtype.itemsize) for name, a in arrays.items()}
+    return {name: Tensor(a.shape, 8 * a.dtype.itemsize, floating=a.dtype.kind == "f") for name, a in arrays.items()}
 
 
-def _bits(elem_type: int) -> int:
-    return ir.DataType(elem_type).bitwidth if elem_type else 32
+def _of_type(shape: Sequence[int], dtype: ir.DataType, constant: bool = False) -> Tensor:
+    if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        return Tensor(tuple(shape), 64, constant, floating=False)
+    return Tensor(tuple(shape), dtype.bitwidth, constant, dtype.is_floating_point())

@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from graphprune.devices.device import BYTES, Device, parse
-from graphprune.devices.work import Work
+from graphprune.devices.work import Kind, Work
 from graphprune.errors import UsageError
 
 SCHEMA = 1
 _SIZE_LIMIT = 100_000_000
+_MOST = 2**53
+_SIZES, _AMOUNTS = ("batch", "m", "n", "k", "steps"), ("inputs", "outputs", "weights", "operations")
 _FIX = "give a table that `graphprune profile` wrote"
 
 
@@ -87,8 +89,10 @@ def read(path: Path) -> Table:
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         raise UsageError(f"not a table of schema {SCHEMA}", at=at, fix=_FIX)
     try:
-        made = Table(Key(**plain["key"]), plain["device"], tuple(map(row_of, plain["rows"])))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        made = Table(_key(plain["key"]), plain["device"], tuple(map(row_of, plain["rows"])))
+        if not isinstance(made.device, dict):
+            raise ValueError("the device is not described")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"the table has entries missing or unknown: {error}", at=at, fix=_FIX) from error
     if not made.rows:
         raise UsageError("the table is empty", at=at, fix="let `graphprune profile` run to its end")
@@ -96,11 +100,24 @@ def read(path: Path) -> Table:
     return made
 
 
+def _key(entry: Mapping[str, Any]) -> Key:
+    key = Key(**entry)
+    words = (key.device, key.runtime, key.driver, key.clocks, key.date)
+    if not all(isinstance(w, str) for w in words) or type(key.threads) is not int or not 1 <= key.threads <= _MOST:
+        raise ValueError("the key is not one")
+    return key
+
+
 def row_of(entry: Mapping[str, Any]) -> Row:
     """A row from plain data. Raises ValueError, KeyError or TypeError where no kernel can be like that."""
     names = {f.name for f in fields(Work)}
-    row = Row(Work(**{k: v for k, v in entry.items() if k in names}), float(entry["ms"]), float(entry["spread"]))
-    numbers = [row.ms, row.spread, *row.work.features, row.work.bytes]
-    if not all(math.isfinite(x) for x in numbers) or row.ms <= 0 or row.work.precision not in BYTES:
+    given = {k: v for k, v in entry.items() if k in names}
+    sizes = [given.get(k, 1) for k in _SIZES]
+    amounts = [float(given.get(k, 0.0)) for k in _AMOUNTS] + [float(entry["ms"]), float(entry["spread"])]
+    right = (isinstance(given["op"], str) and given["kind"] in get_args(Kind)
+             and all(type(n) is int and 0 <= n <= _MOST for n in sizes)
+             and all(math.isfinite(x) and 0 <= x <= _MOST for x in amounts))  # fmt: skip
+    row = Row(Work(**given), float(entry["ms"]), float(entry["spread"]))
+    if not right or row.ms <= 0 or row.work.steps < 1 or row.work.precision not in BYTES:
         raise ValueError(f"a row of {row.work.op!r} holds what no kernel has")
     return row

@@ -16,11 +16,12 @@ Kind = Literal["matrix", "vector", "view"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """bits: of one number; constant: known before the model runs."""
+    """bits: of one number; constant: known before the model runs; floating: whether it is a floating-point number."""
 
     shape: tuple[int, ...]
     bits: int = 32
     constant: bool = False
+    floating: bool = True
 
     @property
     def size(self) -> int:
@@ -29,6 +30,10 @@ class Tensor:
     @property
     def bytes(self) -> float:
         return self.size * self.bits / 8
+
+    def at(self, bits: int) -> Tensor:
+        """The same where single-precision numbers have so many bits; what is no such number stays as it is."""
+        return replace(self, bits=bits) if self.floating and self.bits == 32 else self
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,6 @@ class Work:
             sizes = (self.inputs + self.outputs, self.operations / max(self.inputs + self.outputs, 1))
         return tuple(math.log2(max(size, 1e-3)) for size in sizes)
 
-    def at(self, precision: str, bits: int) -> Work:
-        """The same where floating-point numbers have so many bits."""
-        if self.precision != "fp32":
-            return self
-        return replace(self, precision=precision, inputs=self.inputs * bits / 32, outputs=self.outputs * bits / 32,
-                       weights=self.weights * bits / 32)
 
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size", "Dropout", "Constant"})
@@ -94,6 +93,7 @@ OPERATIONS: Mapping[str, float] = {
 }  # fmt: skip
 """Floating-point operations for each number of the larger side; one where an operator is not listed. Of functions of
 their own series: terms of the polynomials by which vector libraries compute them."""
+_LOOKUPS = ("Gather", "GatherElements", "GatherND", "Slice")
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul",
              "QGemm", "DynamicQuantizeMatMul", "MatMulNBits", "TransposeMatMul")  # fmt: skip
@@ -117,6 +117,9 @@ def work_of(
     }  # fmt: skip
     if op in VIEWS:
         return Work(op, "view", **moved)
+    if op in _LOOKUPS and made and there:  # only the rows that are asked for are read
+        read = made[0].size * there[0].bits / 8 + sum(t.bytes for t in there[1:])
+        return Work(op, "vector", inputs=read, outputs=moved["outputs"], operations=made[0].size)
     if not made:
         return Work(op, "vector", **moved)
     activation = sum(OPERATIONS.get(str(attributes[a]), 1.0) for a in _ACTIVATIONS if attributes.get(a))
@@ -166,14 +169,15 @@ def _convolution(op: str, inputs: list, y: Tensor, moved: dict, extra: float, at
     groups = int(attributes.get("group", 1))
     taps = math.prod(w.shape[2:])
     precision = _precision(x, w)
+    axis = -1 if attributes.get("channels_last") or op.startswith("Nhwc") else 1
     if op == "ConvTranspose":  # every input is multiplied by the taps of all outputs
-        m, n, k = x.size // max(x.shape[1], 1), w.shape[1] * taps, w.shape[0] // groups
+        m, n, k = x.size // max(x.shape[axis], 1), w.shape[1] * taps, w.shape[0] // groups
     else:
-        m, n, k = y.size // max(y.shape[1], 1), w.shape[0] // groups, w.shape[1] * taps
+        m, n, k = y.size // max(y.shape[axis], 1), w.shape[0] // groups, w.shape[1] * taps
     if w.shape[1] == 1 and groups > 1 and op != "ConvTranspose":
         return Work(f"{op} depthwise", "vector", operations=2.0 * y.size * taps + extra, precision=precision, **moved)
     algorithm = "grouped" if groups > 1 else "1x1" if taps == 1 else "k x k"
-    if algorithm != "grouped" and x.shape[1] < 8:
+    if algorithm != "grouped" and x.shape[axis] < 8:
         algorithm = "few channels"
     return Work(f"{op} {algorithm}", "matrix", batch=groups, m=max(m, 1), n=max(n, 1), k=max(k, 1), operations=extra,
                 precision=precision, **moved)  # fmt: skip
@@ -182,13 +186,13 @@ def _convolution(op: str, inputs: list, y: Tensor, moved: dict, extra: float, at
 def _attention(op: str, attributes: Mapping[str, Any], inputs: list, y: Tensor, moved: dict) -> Work:
     """Both products of an attention, softmax between; the projection of inputs too where the operator does it."""
     heads = int(attributes.get("num_heads") or attributes.get("q_num_heads") or 1)
-    x, weight = inputs[0], inputs[1]
-    width = y.shape[-1] * (y.shape[1] if len(y.shape) == 4 else 1)
+    x, weight = inputs[0], inputs[1] if len(inputs) > 1 else None
+    width = y.shape[-1] * (y.shape[1] if len(y.shape) == 4 else 1) if y.shape else 1
     queries = y.shape[-2] if len(y.shape) > 1 else 1
     batch = max(y.size // max(queries * width, 1), 1)
     keys = queries
-    if op in ("MultiHeadAttention", "GroupQueryAttention") and weight is not None and len(weight.shape) > 1:
-        keys = weight.shape[-2] if weight.shape[-1] != 0 else queries
+    if weight is not None and not weight.constant and len(weight.shape) in (3, 4):
+        keys = weight.shape[-2]
     head = max(width // heads, 1)
     scores = batch * heads * queries * keys
     projection = 0.0
