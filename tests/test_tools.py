@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tools import predicted
 from tools.curve import BASELINE, DENSE, OURS, Rows
 from tools.curve_pages import markdown, picture
 from tools.demo import Row, search
@@ -61,3 +62,18 @@ def test_rows_are_kept_by_settings_and_replaced_not_doubled(tmp_path: Path) -> N
     again = Rows(rows.path)
     assert [r["metrics"]["accuracy"] for r in again.all] == [0.8, 0.7]
     assert again.find(point(OURS, 1.5, None))["metrics"] == {"accuracy": 0.7}
+
+
+def test_predictions_are_summed_up_by_network_and_over_all() -> None:
+    rows = [
+        {"network": name, "measured_ms": ms, "analytic_ms": 1.2 * ms, "analytic_spread": 0.1, "table_ms": 1.05 * ms,
+         "table_spread": 0.1}
+        for name in ("one", "two") for ms in (1.0, 2.0, 4.0)
+    ]  # fmt: skip
+    lines = predicted.summary(rows)
+    assert [line["network"] for line in lines] == ["one", "two", "all"]
+    for line in lines:
+        assert line["analytic_error"] == pytest.approx(0.2) and line["table_bias"] == pytest.approx(0.05)
+        assert (line["analytic_covered"], line["table_covered"], line["table_rank"]) == (0, 1, 1)
+    made = {"device": "d", "runtime": "r", "threads": 1, "date": "2026-11-22", "rows": 9, "seconds": 1.0}
+    assert predicted.page(lines, made).count("\n| ") == 1 + len(lines)

@@ -32,6 +32,7 @@ from graphprune.profiling import profile
 from graphprune.progress import choose
 from graphprune.target import speedup
 from models import efficientnet_lite0, pp_cls, pp_det
+from models.task import cache_dir
 from models.width_families import Family
 from tools.bench_cost import FAMILIES, pruned
 from tools.shared import Row, console, exit_with, table
@@ -92,8 +93,8 @@ def _mean_rank(rows: list[Row], way: str) -> float:
     return float(np.median([_rank([r for r in rows if r["network"] == n], way) for n in names]))
 
 
-_TITLES = ("network", "plans", "ms", *(f"{way} {what}" for way in WAYS
-                                      for what in ("error", "bias", "rank", "covered")))  # fmt: skip
+_TITLES = ("network", "plans", "ms", *(f"{first}{what}" for way in WAYS for first, what in (
+    (f"{way}: ", "error"), ("", "bias"), ("", "rank"), ("", "covered"))))  # fmt: skip
 
 
 def cells(line: Row) -> list[str]:
@@ -118,7 +119,8 @@ measured dense and at random non-uniform widths, in turns with the dense one.
   `graphprune devices`; the figures are measured here rather than read from a data sheet.
 - **table**: with the corrections learnt from the table.
 - error, bias: median of |predicted / measured - 1|, and of predicted / measured - 1; rank: Spearman correlation over
-  the plans of a network, for all the median over networks; covered: how many times were inside the 80 % interval given.
+  the plans of a network, for all the median over networks; covered: how many times were inside the 80 % interval given
+  (less than 80 %: the intervals are too narrow).
 
 {head}{body}
 Printed by `python -m tools.predicted`. No GPU was at hand: the same is to be run where one is (see the head of
@@ -146,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table is not None:
         measured = read(options.table)
     else:
-        kernels, kept = NetworkKernels(OnnxRuntime(options.threads)), options.out.with_suffix(".table.json")
+        kernels, kept = NetworkKernels(OnnxRuntime(options.threads)), cache_dir() / "host_table.json"
         measured = profile(kernels, kept, progress, seconds=options.seconds, seed=options.seed)
     if stale := measured.stale(OnnxRuntime(options.threads).key().runtime):
         out.print(f"warning: the table is of another time: {stale}")
