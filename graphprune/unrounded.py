@@ -6,7 +6,10 @@ allows. Cutting and rounding have nothing to do with each other: what is exact w
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+
+from graphprune.edit import new_constant
 
 _GIVES_FLOAT = "MatMulIntegerToFloat"
 _ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear", "Round")
@@ -82,11 +85,13 @@ def _in_float(graph: ir.Graph, node: ir.Node) -> None:
     """x W + b of a node that takes x and W in 8 bits, with x as it was."""
     xq, wq, x_scale, w_scale, x_zero, w_zero, *bias = [*node.inputs, *[None] * 6][:7]
     x = _before(xq, [x_scale, x_zero])
-    if x is None:
+    constants = [v for v in (wq, w_scale, w_zero) if v is not None]
+    if x is None or any(v.const_value is None for v in constants):
         return
-    weight = ir.node("DequantizeLinear", [v for v in (wq, w_scale, w_zero) if v is not None], {"axis": 1},
-                     name=f"{node.name}.weight")  # fmt: skip
-    made = [weight, ir.node("MatMul", [x, weight.outputs[0]], name=f"{node.name}.product")]
+    whole, scale, *zero = (v.const_value.numpy() for v in constants)
+    array = (whole.astype(np.float32) - (zero[0].astype(np.float32) if zero else 0)) * scale  # along the last axis
+    weight = new_constant(graph, f"{node.name}.weight.float", array.astype(np.float32))
+    made = [ir.node("MatMul", [x, weight], name=f"{node.name}.product")]
     if bias and bias[0] is not None:
         made.append(ir.node("Add", [made[-1].outputs[0], bias[0]], name=f"{node.name}.sum"))
     for step in made:
