@@ -14,14 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.backends import profile as trace
-from graphprune.devices.work import MATRIX, Tensor, Work, work_of
+from graphprune.devices.work import CONTROL, MATRIX, Tensor, Work, work_of
 from graphprune.target import Kernel
 
 _BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "bool": 8, "string": 64} | {
     f"{sign}int{bits}": bits for sign in ("", "u") for bits in (4, 8, 16, 32, 64)
 }
-_ONCE = ("If", "Loop", "Scan")
-"""Operators with bodies: what runs inside is not taken apart."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ def executed(
     for kernel in trace.kernels(events, skip_runs=skip_runs):
         node = nodes.get(kernel.name)
         work = None
-        if node is not None and kernel.op not in _ONCE:
+        if node is not None and kernel.op not in CONTROL:
             work = _work(node, shapes)
-        elif kernel.op not in (*_ONCE, *MATRIX):  # named by the runtime: its shapes tell all
+        elif kernel.op not in (*CONTROL, *MATRIX):  # named by the runtime: its shapes tell all
             work = work_of(kernel.op, {}, [Tensor(s) for s in kernel.inputs], [Tensor(s) for s in kernel.outputs])
         found.append(Executed(kernel, work))
     return found

@@ -28,7 +28,7 @@ from graphprune.devices.device import BYTES, Device
 from graphprune.devices.fusion import fuse
 from graphprune.devices.predict import Predicted, Predictor
 from graphprune.devices.shapes import tensors_in, tensors_of
-from graphprune.devices.work import Tensor, Work
+from graphprune.devices.work import CONTROL, Tensor, Work
 from graphprune.errors import UsageError
 from graphprune.target import IntegerKernels, Kernel, Timing
 from graphprune.trace import exposed
@@ -41,7 +41,6 @@ class Prospect:
 
     def __init__(self, model: Model, precision: str, host: OnnxRuntime, optimise: bool = True) -> None:
         self.model, self.precision, self._host, self._optimise = model, precision, host, optimise
-        self.works: Works | None = None
 
     @cached_property
     def _session(self) -> Session:
@@ -111,7 +110,7 @@ class Modelled:
     @staticmethod
     def _bodies(model: ir.Model) -> list[str]:
         """What is not in the times."""
-        n = sum(node.op_type in ("If", "Loop", "Scan") for node in model.graph)
+        n = sum(node.op_type in CONTROL for node in model.graph)
         return [f"the bodies of {n} If, Loop or Scan are not in the times"] if n else []
 
     def _stale(self) -> list[str]:

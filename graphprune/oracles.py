@@ -152,7 +152,7 @@ def _scrambled(analysis: Analysis, order: Mapping[str, np.ndarray]) -> ir.Model:
 
 
 def _tolerance(model: ir.Model) -> float:
-    return STEP if rounds(unrounded(model)) else TOLERANCE
+    return STEP if rounds(model) and rounds(unrounded(model)) else TOLERANCE
 
 
 def _check(oracle: str, groups: tuple[str, ...], feed: Feed, dense, want, have, tolerance: float) -> Check:

@@ -42,7 +42,7 @@ class Device:
     """name: how it is asked for; aliases: what people and drivers call it. family: the micro-architecture; what was
     measured on one member says something of the others. precision: what a deployed dense model usually runs in.
 
-    figures: "section.name" -> Figure, in the units that `FIGURES` gives. units: how many of its cores are to be used
+    figures: "section.name" -> Figure, in the units that `UNITS` gives. units: how many of its cores are to be used
     (None: all).
     """
 
@@ -92,13 +92,6 @@ class Device:
         """Bytes per second from memory into the units in use."""
         whole = self.figure("memory.gb_s")
         return 1e9 * min(whole, self.count * self.figure("memory.unit_gb_s", whole))
-
-    @property
-    def cache(self) -> float:
-        """Bytes of the last cache that all units in use share."""
-        if self.kind == "gpu":
-            return 2**20 * self.figure("cache.l2_mb", 0.0)
-        return 2**20 * self.figure("cache.l3_mb", self.figure("cache.l2_mb", 0.0))
 
     def using(self, units: int) -> Device:
         """The same device with so many of its units at work. Raises UsageError where it has fewer."""

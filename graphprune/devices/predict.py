@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Predictor:
             return Corrections((), self.device)
         return Corrections(self.table.rows, self.table.described())
 
-    @property
+    @cached_property
     def related(self) -> bool:
         """Whether the table is of another device."""
         return self.table is not None and self.table.described().title != self.device.title
@@ -88,6 +88,7 @@ class Predictor:
         return Predicted(tuple(kernels), tuple(corrections), tuple(float(r) for r in rounds))
 
 
+@cache
 def _draws(what: str) -> np.ndarray:
     """Standard normal numbers that depend on `what` alone, each with its negative, so that their median is zero."""
     seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "little")

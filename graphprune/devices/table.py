@@ -1,6 +1,6 @@
 """Times of kernels measured on a device, as a file: what they were measured with, and when they go stale.
 
-Owns the form of the file and its checks. `correction` makes predictions of it, `probe` says what to measure.
+Owns the form of the file and its checks. `correction` makes predictions of it, `probes` says what to measure.
 """
 
 from __future__ import annotations

@@ -78,6 +78,8 @@ class Work:
 
 
 
+CONTROL = ("If", "Loop", "Scan")
+"""Operators with bodies: what runs inside is not taken apart."""
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size", "Dropout", "Constant"})
 """Operators that move nothing where the runtime lets input and output share memory."""
 OPERATIONS: Mapping[str, float] = {
