@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from graphprune.backends import integer_kernels, open_backend
+from graphprune.backends.base import Backend
 from graphprune.carry_out import apply, lowered
 from graphprune.compiler import Compiler
 from graphprune.context import Context, overwrite
@@ -51,10 +52,11 @@ def compiler(
     progress: Progress | None = None,
     precision: str | None = None,
     baseline_precision: str | None = None,
+    others: Sequence[Backend] = (),
 ) -> Compiler:
     """Everything that is done once for a model, whatever the target: see `compile` for the arguments.
 
-    evaluation: tried on the dense model before the long work begins.
+    evaluation: tried on the dense model before the long work begins; others: must not refuse the model, either.
     """
     progress = progress or Silent()
     if score not in get_args(Score):
@@ -69,7 +71,8 @@ def compiler(
         if all(p.name == "width" for p in chosen):
             need_groups(prepared)
         data = read_data(prepared, calibration, shapes, seed)
-        backend.check(prepared.model)
+        for each in (backend, *others):
+            each.check(prepared.model)
         few = outputs_of(loader(backend)(prepared.model), data.holdout[:4])
         kinds = named_kinds(prepared.model, few, outputs)
     if evaluation is not None:
@@ -216,11 +219,8 @@ def compile_for(
     if not devices or len({b.fingerprint() for b in backends}) < len(devices):
         raise UsageError("a device is named twice" if devices else "no device was given", at="--device",
                          fix="name each once")  # fmt: skip
-    prepared = prepare(model, backends[0], options.get("shapes"))
-    for backend in backends:
-        backend.check(prepared.model)
     evaluation = _evaluation(evaluate, {**options, "device": devices[0]})
-    first = compiler(model, evaluation=evaluation, **{**options, "device": devices[0]})
+    first = compiler(model, evaluation=evaluation, others=backends[1:], **{**options, "device": devices[0]})
     found: dict[str, list[Result | GraphpruneError]] = {}
     for device in devices:
         try:
