@@ -24,6 +24,7 @@ from graphprune.oracles import Check, certify
 from graphprune.plan import Plan
 from graphprune.prepare import certificate_feeds, run_all
 from graphprune.refit import n_stages, refit
+from graphprune.repair import Repair
 from graphprune.report import Attempt
 from graphprune.result import Result
 from graphprune.search import improve
@@ -68,6 +69,7 @@ class ClosedLoop:
         self.compiler, self.target = compiler, target
         self.attempts: list[Attempt] = []
         self._how = "measured"
+        self._repair = Repair()
 
     def run(self) -> Result:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
@@ -96,6 +98,8 @@ class ClosedLoop:
             whole = all(levels[name] == full for name, full in c.full.items())
             if ratio < wanted and not reachable:
                 break
+            if i == 0:
+                self._repair = self._repaired(built)
             if whole or (i and LOW <= ratio / wanted <= HIGH):
                 result = self._finish(built)
                 if self._holds(result, math.inf if whole else HIGH):
@@ -146,16 +150,18 @@ class ClosedLoop:
         c = self.compiler
         if cost.predict(c.full).ms <= budget_ms:  # exact rewrites alone are enough
             return dict(c.full), True
+        repair = self._repair
+        curves = {s: (repair.rounded if s in c.rounding else repair.free) * curve for s, curve in c.curves.items()}
         try:
             if not n_evaluations:
-                return Problem(c.levels, cost, ordered=c.ordered).solve(c.curves, budget_ms), True
+                return Problem(c.levels, cost, ordered=c.ordered).solve(curves, budget_ms), True
             with c.stage("search", n_evaluations) as step:
                 levels, _ = improve(
                     c.levels,
-                    c.curves,
+                    curves,
                     cost,
                     budget_ms,
-                    c.losses,
+                    lambda candidates: c.losses(candidates, repair),
                     ordered=c.ordered,
                     start=start,
                     parts=[] if start else c.parts,
@@ -199,7 +205,7 @@ class ClosedLoop:
     def _finish(self, built: Built) -> Result:
         """Solve the weights, certify, measure what will be written, and report."""
         c = self.compiler
-        model = self._refitted(built.choices)
+        model = self._finished(built.choices)
         data = save_bytes(lowered(c.backend, model, c.lowerings))
         tensors = self._new_tensors(model, built.choices)
         with c.stage("certify"):
@@ -225,21 +231,43 @@ class ClosedLoop:
             timings[0].median_ms,
         )
         exact = self._exact_part(built.choices)
-        without = self._refitted(exact) if exact != built.choices else None
+        without = self._finished(exact) if exact != built.choices else None
         beside, notes = c.backend.package(data, c.fitted, c.data.timing, timings[1])
         report = make_report(c, self.target, built, data, model, without, checks, self.attempts, timings, notes)
         return Result(data, plan, report, beside)
 
-    def _refitted(self, choices: Choices) -> ir.Model:
+    def _repaired(self, built: Built) -> Repair:
+        """What finishing mends, from the first candidate; nothing is asked unless two kinds of change are in it."""
+        c = self.compiler
+        changed = {name for name, level in built.levels.items() if level != c.full[name]}
+        if not (c.context.compensate and changed & c.rounding and changed - c.rounding):
+            return Repair()
+        losses = [c.loss(c.unrounded(built.levels)), c.loss(built.levels)]
+        refitted = self._refitted(built.choices)
+        finished = self._rounded(refitted, built.choices)
+        repair = Repair.measured(*losses, c.divergence(refitted), c.divergence(finished))
+        c.progress.note(f"finishing leaves {repair.free:.0%} of what pruning loses, {repair.rounded:.0%} of rounding")
+        return repair
+
+    def _finished(self, choices: Choices) -> ir.Model:
         """The model with the choices carried out and all its linear layers solved for."""
         c = self.compiler
         if not any(choices.values()):
             return shrink(c.prepared.model, c.prepared.analysis.types, {})
+        return self._rounded(self._refitted(choices), choices)
+
+    def _refitted(self, choices: Choices) -> ir.Model:
+        """The model with the choices carried out up to the rounding, its linear layers solved for."""
+        c = self.compiler
         model = apply(c.context, [p for p in c.passes if not rounds(p)], choices)
         if c.context.compensate:
             keeps = c.prepared.analysis.keeps(kept_channels(choices))
             with c.stage("refit", n_stages(c.context, model, keeps)) as step:
                 refit(c.context, model, keeps, c.fitted, step, c.divergence)
+        return model
+
+    def _rounded(self, model: ir.Model, choices: Choices) -> ir.Model:
+        c = self.compiler
         for p in c.passes:
             if rounds(p):
                 with c.stage(p.name):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from graphprune.align import align, find_free_bases
 from graphprune.backends.base import Backend
 from graphprune.calibrate import slices_needed
-from graphprune.carry_out import apply, lowered
+from graphprune.carry_out import apply, lowered, rounds
 from graphprune.closed_loop import ClosedLoop
 from graphprune.context import Context
 from graphprune.cost import CostModel, measure_prices
@@ -22,6 +23,7 @@ from graphprune.divergence import Kind, Reference, outputs_of
 from graphprune.edit import shrink
 from graphprune.errors import ModelError
 from graphprune.feeds import Feed
+from graphprune.groups import Analysis
 from graphprune.likeness import surroundings
 from graphprune.load import save_bytes
 from graphprune.nearness import sites_near
@@ -29,6 +31,7 @@ from graphprune.oracles import TOLERANCE, compare
 from graphprune.parallel import in_order
 from graphprune.prepare import Data, Prepared, loader, runner
 from graphprune.progress import Progress
+from graphprune.repair import Repair
 from graphprune.result import Result
 from graphprune.search import measure_curves, probe_levels
 from graphprune.sites import Choice, Pass, Site
@@ -110,7 +113,8 @@ class Compiler:
             self.curves = measure_curves(self.sites, self.losses, step)
 
     def _make_context(self, score: str, compensate: bool) -> Context:
-        """The context of the passes, its free bases turned where readers will be solved again."""
+        """The context of the passes, on a network that computes the same but is easier to make smaller: free bases
+        turned where readers will be solved again, and what passes ask for."""
         load, feeds = loader(self.backend), self.fitted
         context = Context(self.prepared.analysis, feeds, load, score=score, compensate=compensate, seed=self.seed,
                           integer=self.backend.integer)  # fmt: skip
@@ -118,11 +122,21 @@ class Compiler:
             return context
         with self.stage("align", len(feeds)) as step:
             turned, contributions = align(self.prepared.analysis, feeds, load, step)
-        run = runner(self.backend)
-        if compare(run(self.prepared.model, feeds[0]), run(turned.model, feeds[0])) > TOLERANCE:
-            return context  # badly conditioned activations: the model keeps the bases it came with
-        names = frozenset(basis.group.name for basis in find_free_bases(self.prepared.analysis))
-        return replace(context, analysis=turned, contributions=contributions, turned=names)
+        if self._same(turned):
+            names = frozenset(basis.group.name for basis in find_free_bases(self.prepared.analysis))
+            context = replace(context, analysis=turned, contributions=contributions, turned=names)
+        for p in self.passes:
+            if hasattr(p, "prepare"):
+                with self.stage(f"prepare {p.name}"):
+                    prepared = p.prepare(context)
+                if self._same(prepared.analysis):
+                    context = prepared
+        return context
+
+    def _same(self, analysis: Analysis) -> bool:
+        """Whether a model computes what the canonical one does: badly conditioned ones stay as they came."""
+        run, feed = runner(self.backend), self.fitted[0]
+        return compare(run(self.prepared.model, feed), run(analysis.model, feed)) <= TOLERANCE
 
     def _price(self) -> CostModel:
         """Prices of the canonical and lowered model, on the scale of the model as it came: that is the promise."""
@@ -211,12 +225,27 @@ class Compiler:
         model = apply(self.context, self.passes, self.choose(levels), solve=False)
         return save_bytes(lowered(self.backend, model, self.lowerings))
 
-    def losses(self, candidates: Iterable[Mapping[str, int]]) -> Iterator[float]:
-        """Output divergences at these levels on calibration feeds, readers solved again. Not timed, so all cores are
-        taken, whatever the model is going to run on."""
-        return in_order(self._loss, candidates)
+    def losses(
+        self, candidates: Iterable[Mapping[str, int]], repair: Repair | None = None
+    ) -> Iterator[float]:
+        """Output divergences at these levels on calibration feeds, readers solved again; with `repair`, what they will
+        be when the candidate is finished. Not timed, so all cores are taken, whatever the model is going to run on."""
+        if repair is None:
+            return in_order(self.loss, candidates)
+        return in_order(lambda levels: repair.finished(self.loss(self.unrounded(levels)), self.loss(levels)),
+                        candidates)  # fmt: skip
 
-    def _loss(self, levels: Mapping[str, int]) -> float:
+    @cached_property
+    def rounding(self) -> frozenset[str]:
+        """The sites of passes that round."""
+        return frozenset(s.name for p in self.passes if rounds(p) for s in self.proposed[p.name])
+
+    def unrounded(self, levels: Mapping[str, int]) -> dict[str, int]:
+        """The same levels but for those of passes that round, which leave everything as it is."""
+        return {name: self.full[name] if name in self.rounding else level for name, level in levels.items()}
+
+    def loss(self, levels: Mapping[str, int]) -> float:
+        """Output divergence of the candidate at these levels; kept."""
         key = frozenset((name, level) for name, level in levels.items() if level != self.full[name])
         if key not in self._losses:
             self._losses[key] = self.divergence(apply(self.context, self.passes, self.choose(levels)))

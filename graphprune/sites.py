@@ -55,8 +55,9 @@ class Pass(Protocol):
     `rounds = True`; they come last) all linear layers are refitted.
 
     A pass that asks for the moments of linear nodes that read no group sets `reads_all = True`, so that all are
-    gathered in one go. One that rounds may have `finish(context, model, choices) -> model`: `apply` with the best
-    weights, for the refitted model, where that takes longer than is good for a candidate.
+    gathered in one go. One that is served better by another model of the same function has `prepare(context) ->
+    context` with that, called before anything is proposed. One that rounds may have `finish(context, model, choices) ->
+    model`: `apply` with the best weights, for the refitted model, where that takes longer than is good for a candidate.
     """
 
     name: str

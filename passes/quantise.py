@@ -13,6 +13,7 @@ the error of each made up for by the others (see `rounding`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from graphprune.rounding import (
     round_to_nearest,
 )
 from graphprune.sites import Choice, Site
+from graphprune.smoothing import smoothed
 from graphprune.trace import Feed, exposed
 from graphprune.views import View, reader_of, view_of
 
@@ -67,6 +69,11 @@ class Quantise:
         self._ranges: dict[str, Ranges] = {}
         self._asked: Collection[str] = ()
         self._known: dict[tuple, Rounded] = {}
+
+    def prepare(self, context: Context) -> Context:
+        """The same network, activations evened out where that makes rounding lose less (see `smoothing`)."""
+        analysis, factors = smoothed(context.analysis, context.integer, context.feeds, context.load)
+        return replace(context, analysis=analysis) if factors else context
 
     def propose(self, context: Context) -> Sequence[Site]:
         found = []
