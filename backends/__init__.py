@@ -15,18 +15,21 @@ CUDA = "cuda"
 def open_backend(
     device: str, threads: int = 1, precision: str | None = None, baseline: str | None = None
 ) -> Backend:
-    """The backend for `device`: this machine, a device by name, or one by a file (see `devices.find`).
+    """The backend for `device`: this machine ("host", or "host:PROVIDER", see `providers`), a device by name, or one by
+    a file (see `devices.find`).
 
     precision, baseline: what floating-point numbers are on a device that is not here, in the compressed model and in
     the dense one. Raises UsageError naming the devices there are.
     """
-    if device == HOST:
+    host, _, provider = device.partition(":")
+    if host == HOST:
         from graphprune.backends.onnxruntime import OnnxRuntime
+        from graphprune.backends.providers import provider as named
 
         if {precision, baseline} - {None, "fp32"}:
             raise UsageError("models for this machine are in fp32", at="--precision or --baseline-precision",
                              fix="leave it out; 8 bits are the quantise pass' affair")  # fmt: skip
-        return OnnxRuntime(threads=threads)
+        return OnnxRuntime(threads, named(provider or "cpu"))
     described = find(device)
     from graphprune.backends.modelled import Modelled
 
@@ -35,10 +38,9 @@ def open_backend(
 
 def integer_kernels(name: str) -> IntegerKernels:
     """How an engine has values of few bits, by the name that a plan keeps. Raises UsageError for an unknown one."""
-    from graphprune.backends.onnxruntime import OnnxRuntime
-    from graphprune.backends.tensorrt import INTEGER
+    from graphprune.backends.providers import PROVIDERS
 
-    known = {k.name: k for k in (OnnxRuntime.integer, INTEGER, IntegerKernels(name="none"))}
+    known = {p.integer.name: p.integer for p in PROVIDERS.values()}
     if not isinstance(name, str) or name not in known:
         raise UsageError(f"the plan is for an engine {name!r} that is not known here", fix="compile again")
     return known[name]

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from graphprune.backends import profile as trace
 from graphprune.backends import tensorrt
 from graphprune.backends.base import Feed, Model
+from graphprune.backends.inputs import check_feed, inputs_of
 from graphprune.backends.onnxruntime import OnnxRuntime, Session
 from graphprune.canonicalise import canonicalise
 from graphprune.devices import Described
@@ -77,7 +78,9 @@ class Modelled:
         self.integer = self._host.integer if device.kind == "cpu" else _integer(device)
 
     def load(self, model: Model, *, optimise: bool = True) -> Prospect:
-        return Prospect(model, self.precision, self._host, optimise)
+        prospect = Prospect(model, self.precision, self._host, optimise)
+        _ = prospect.inputs  # what the runtime refuses it refuses now
+        return prospect
 
     def baseline(self, model: Model) -> Prospect:
         """Of a GPU, canonical: engines fold constants and inline functions, too."""
@@ -134,7 +137,7 @@ class Modelled:
 
     def predict(self, model: Model | Prospect, feed: Feed) -> Predicted:
         """The time of a model on the device, kernel by kernel."""
-        prospect = model if isinstance(model, Prospect) else self.load(model)
+        prospect = model if isinstance(model, Prospect) else Prospect(model, self.precision, self._host)
         return self._predictor.model(self._works(prospect, feed))
 
     def fingerprint(self) -> str:
@@ -148,6 +151,7 @@ class Modelled:
             found = self._host.executed(model, feed)
             kernels = trace.named([e.kernel for e in found], model.graph)
             return [(k, e.work) for k, e in zip(kernels, found, strict=True) if e.work is not None]
+        check_feed(inputs_of(model.graph), feed)
         tensors = tensors_of(model, feed) or self._traced(model, feed)
         bits = round(8 * BYTES[prospect.precision])
         return [(kernel, self._in_tensor_cores(work))

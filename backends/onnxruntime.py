@@ -1,4 +1,4 @@
-"""ONNX Runtime on this host's processor: loads, runs, profiles and times models. The only module that imports it."""
+"""ONNX Runtime on this machine: loads, runs, profiles and times models. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from graphprune.backends import profile as trace
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.executed import Executed, executed
+from graphprune.backends.inputs import Inputs, check_feed
 from graphprune.backends.lowering import LOWERINGS
+from graphprune.backends.providers import CPU, Provider
 from graphprune.devices.table import Key
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
-from graphprune.target import IntegerKernels, Kernel, Timing, median_spread, speedup
+from graphprune.target import Kernel, Timing, median_spread, speedup
 
-_PROVIDERS = ["CPUExecutionProvider"]
 _WARM_RUNS = 2
 _BLOCK_SECONDS = 0.02
 _LOADS = 3
@@ -57,7 +59,8 @@ class Session:
 
     def __init__(self, session: ort.InferenceSession, weights: Mapping[str, ort.OrtValue] | None = None) -> None:
         self._session, self._weights = session, weights  # the session refers to weights that it does not own
-        self.inputs = {i.name: (np.dtype(_DTYPES.get(i.type, "object")), tuple(i.shape)) for i in session.get_inputs()}
+        self.inputs: Inputs = {i.name: (np.dtype(_DTYPES.get(i.type, "object")), tuple(i.shape))
+                               for i in session.get_inputs()}  # fmt: skip
         self.outputs = [o.name for o in session.get_outputs()]
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -71,48 +74,30 @@ class Session:
 
     def check(self, feed: Feed) -> None:
         """Raises UsageError where names, dtypes or shapes of `feed` do not fit the inputs."""
-        if missing := sorted(self.inputs.keys() - feed.keys()):
-            raise UsageError(f"no array for the model's input {missing[0]!r}", at=f"the feed has {sorted(feed)}",
-                             fix=f"the model takes {sorted(self.inputs)}")  # fmt: skip
-        if unknown := sorted(feed.keys() - self.inputs.keys()):
-            raise UsageError(f"{unknown[0]!r} is no input of the model", fix=f"the model takes {sorted(self.inputs)}")
-        for name, array in feed.items():
-            dtype, shape = self.inputs[name]
-            fits = len(shape) == array.ndim and all(
-                not isinstance(want, int) or want == have for want, have in zip(shape, array.shape, strict=True)
-            )
-            if not fits or (dtype.kind != "O" and array.dtype != dtype):
-                raise UsageError(f"the array for input {name!r} is {array.dtype} {list(array.shape)}",
-                                 fix=f"the model takes {dtype} {list(shape)}")  # fmt: skip
+        check_feed(self.inputs, feed)
 
 
 class OnnxRuntime:
-    """The host's processor through ONNX Runtime, sequential, with `threads` intra-op threads."""
+    """This machine through ONNX Runtime, sequential, with `threads` intra-op threads, on an execution provider."""
 
     name = "onnxruntime"
     lowerings = LOWERINGS
-    integer = IntegerKernels(
-        name="onnxruntime",
-        linear={
-            "Conv": ("static",),
-            "Gemm": ("static", "dynamic", "int8 weights", "int4 weights"),
-            "MatMul": ("static", "dynamic", "int8 weights", "int4 weights"),
-        },
-        followers=frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu", "Sigmoid"}),
-        carriers=frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split"}),
-    )
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, provider: Provider = CPU) -> None:
+        """Raises EnvironmentFault where the runtime that is installed does not have the provider."""
         if threads < 1:
             raise UsageError(f"{threads} threads cannot run a model", fix="give --threads 1 or more")
-        self.threads = threads
+        if provider.runtime not in ort.get_available_providers():
+            raise _not_there(provider, f"it has {', '.join(ort.get_available_providers())}")
+        self.threads, self.provider, self.integer = threads, provider, provider.integer
 
     def load(self, model: Model, *, optimise: bool = True) -> Session:
         options, weights = self._options(optimise), {}
-        if isinstance(model, ir.Model):
+        provider = self.provider if optimise else CPU
+        if isinstance(model, ir.Model) and provider is CPU:
             model, weights = _apart(model)
             options.add_external_initializers(list(weights), list(weights.values()))
-        return Session(self._session(model, options), weights)
+        return Session(self._session(model, options, provider), weights)
 
     def baseline(self, model: Model) -> Model:
         return model
@@ -126,6 +111,14 @@ class OnnxRuntime:
         return {}, []  # the model is all it takes
 
     def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
+        """Where the provider shows none, the kernels that the processor's own would run, their times in proportion so
+        that they sum to what the model takes."""
+        if self.provider.opaque:
+            kernels = OnnxRuntime(self.threads).profile(model, feed, repeats=repeats)
+            session = self.load(model)
+            session.run(feed)
+            scale = self._block_ms(session, feed, max(2, repeats)) / sum(k.ms for k in kernels)
+            return [replace(k, ms=k.ms * scale) for k in kernels]
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             events = self._traced(model, feed, repeats, Path(folder))
         return trace.named(trace.kernels(events, skip_runs=_WARM_RUNS), _graph_of(model))
@@ -147,7 +140,7 @@ class OnnxRuntime:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        session = self._session(model, options)
+        session = self._session(model, options, self.provider)
         loaded = Session(session)
         loaded.check(feed)
         for _ in range(_WARM_RUNS + repeats):
@@ -174,7 +167,7 @@ class OnnxRuntime:
                 # every other round runs backwards, so that no model is always the one after the same neighbour
                 order = range(len(loaded)) if len(rounds[0]) % 2 == 0 else reversed(range(len(loaded)))
                 for i in order:
-                    rounds[i].append(_timed_block(loaded[i], feed, runs[i], alone=self.threads == 1))
+                    rounds[i].append(self._block_ms(loaded[i], feed, runs[i]))
                 seconds, share = time.perf_counter() - started, n / _LOADS
                 if len(rounds[0]) >= min_rounds * share and seconds >= min_seconds * share:
                     own = [Timing(tuple(r[first:])) for r in rounds]
@@ -184,16 +177,21 @@ class OnnxRuntime:
 
     def _runs_in_block(self, session: Session, feed: Feed) -> int:
         session.check(feed)
-        block_ms = _timed_block(session, feed, _WARM_RUNS, alone=self.threads == 1)
-        return max(2, round(_BLOCK_SECONDS * 1e3 / block_ms))
+        return max(2, round(_BLOCK_SECONDS * 1e3 / self._block_ms(session, feed, _WARM_RUNS)))
+
+    def _block_ms(self, session: Session, feed: Feed, runs: int) -> float:
+        return _timed_block(session, feed, runs, alone=self.threads == 1 and self.provider.in_thread)
 
     def key(self) -> Key:
         """What times measured here hold for (see `devices.table`)."""
-        return Key(_processor(), f"onnxruntime {ort.__version__}", platform.release(), self.threads,
+        return Key(_processor(), self._runtime(), platform.release(), self.threads,
                    date=datetime.date.today().isoformat())  # fmt: skip
 
     def fingerprint(self) -> str:
-        return f"onnxruntime {ort.__version__}; {_processor()}; {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self._runtime()}; {_processor()}; {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def _runtime(self) -> str:
+        return f"onnxruntime {ort.__version__}" + ("" if self.provider is CPU else f", {self.provider.title}")
 
     def _options(self, optimise: bool) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -206,10 +204,21 @@ class OnnxRuntime:
         options.log_severity_level = _SILENT
         return options
 
-    @staticmethod
-    def _session(model: Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(self, model: Model, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
+        """Raises EnvironmentFault where the provider does not start: the runtime would go on without it."""
+        asked = [(provider.runtime, dict(provider.options(self.threads)))]
         with _translated("load"), tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-            return ort.InferenceSession(_loadable(model, Path(folder)), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(_loadable(model, Path(folder)), options, providers=asked)
+        if session.get_providers()[0] != provider.runtime:
+            raise _not_there(provider, "it does not start here")
+        return session
+
+
+def _not_there(provider: Provider, at: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"ONNX Runtime has no {provider.title} to run on", at=at,
+        fix=f"install {provider.package} in an environment of its own, in place of the onnxruntime that is there",
+    )  # fmt: skip
 
 
 def _timed_block(session: Session, feed: Feed, runs: int, *, alone: bool) -> float:

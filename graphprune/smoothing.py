@@ -4,7 +4,8 @@
 Where all that read a value are linear layers, its channels may be divided by any positive factors that their weights
 are multiplied by, as long as whatever makes the value has constants to take the division: the scale of a norm, another
 linear layer, with nothing but homogeneous operators between. The network computes the same, at no operator more. It is
-done only where rounding, tried on calibration data, really loses less.
+done only where rounding, tried on calibration data, really loses less; the same for all engines, so that one
+calibration does for several.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from graphprune.edit import set_constant
 from graphprune.groups import Analysis
 from graphprune.ranges import Histogram, affine, interval
 from graphprune.rounding import round_to_nearest, smooth
-from graphprune.target import IntegerKernels
 from graphprune.trace import Feed, exposed
 from graphprune.views import View, reader_of, view_of
 
@@ -40,14 +40,13 @@ class Place:
     """A value that may be divided channel by channel.
 
     axis: of its channels, from the end. makers: names of the constants to divide, and which of their axes.
-    views: its readers. dynamic: whether ranges are found while running.
+    views: its readers.
     """
 
     value: str
     axis: int
     makers: tuple[tuple[str, int], ...]
     views: tuple[View, ...]
-    dynamic: bool
 
 
 @dataclass
@@ -60,27 +59,25 @@ class _Seen:
     rows: dict[str, list[list[Array]]] = field(default_factory=dict)
 
 
-def find_places(analysis: Analysis, integer: IntegerKernels) -> list[Place]:
-    """Values read by linear layers alone, which the engine can compute on 8-bit activations."""
+def find_places(analysis: Analysis) -> list[Place]:
+    """Values read by linear layers alone, behind what can take a division."""
     found = []
     for node in analysis.model.graph:
         for value in node.outputs:
-            place = _place(value, analysis, integer)
+            place = _place(value, analysis)
             if place is not None:
                 found.append(place)
     return found
 
 
-def smoothed(
-    analysis: Analysis, integer: IntegerKernels, feeds: Sequence[Feed], load: Load
-) -> tuple[Analysis, dict[str, Array]]:
+def smoothed(analysis: Analysis, feeds: Sequence[Feed], load: Load) -> tuple[Analysis, dict[str, Array]]:
     """The same network with some values evened out -> (its analysis, {value: what its channels are divided by [n]})."""
-    places = find_places(analysis, integer)
+    places = find_places(analysis)
     if not places or not feeds:
         return analysis, {}
     seen = _look(analysis.model, places, feeds, load)
     constants = {n: v.const_value.numpy() for n, v in analysis.model.graph.initializers.items()}
-    factors = {p.value: f for p in places if (f := _factors(p, seen[p.value], constants, integer)) is not None}
+    factors = {p.value: f for p in places if (f := _factors(p, seen[p.value], constants)) is not None}
     if not factors:
         return analysis, {}
     model = analysis.model.clone()
@@ -90,26 +87,23 @@ def smoothed(
     return replace(analysis, model=model), factors
 
 
-def _place(value: ir.Value, analysis: Analysis, integer: IntegerKernels) -> Place | None:
+def _place(value: ir.Value, analysis: Analysis) -> Place | None:
     uses = list(value.uses())
     shape = analysis.types.shapes.get(value.name)
     if not uses or not shape or value.is_graph_output() or value.dtype != ir.DataType.FLOAT:
         return None
-    views, precisions = [], set()
+    views = []
     for use in uses:
         reader = reader_of(use.node) if use.idx == 0 and use.node.graph is analysis.model.graph else None
         view = None if reader is None else view_of(reader, use.node, use.node.inputs[1])
         if view is None or not _own(use.node.inputs[1]):
             return None
         views.append(view)
-        precisions |= set(integer.linear.get(use.node.op_type, ()))
     axis = (1 if views[0].reader.kind == "conv" else len(shape) - 1) - len(shape)
-    if not precisions & {"static", "dynamic"} or any((v.reader.kind == "conv") != (axis != -1) for v in views):
+    if any((v.reader.kind == "conv") != (axis != -1) for v in views):
         return None
     makers = _makers(value, axis, shape[axis], analysis.types.shapes)
-    if makers is None:
-        return None
-    return Place(value.name, axis, tuple(makers), tuple(views), "static" not in precisions)
+    return None if makers is None else Place(value.name, axis, tuple(makers), tuple(views))
 
 
 def _makers(
@@ -200,9 +194,7 @@ def _look(model: ir.Model, places: Sequence[Place], feeds: Sequence[Feed], load:
     return seen
 
 
-def _factors(
-    place: Place, seen: _Seen, constants: Mapping[str, Array], integer: IntegerKernels
-) -> Array | None:
+def _factors(place: Place, seen: _Seen, constants: Mapping[str, Array]) -> Array | None:
     """What to divide the channels by; None where rounding would hardly lose less."""
     values = np.concatenate(seen.values)
     n = values.shape[1]
@@ -213,7 +205,7 @@ def _factors(
         return None
 
     def lost(factors: Array) -> float:
-        rounded = _rounding(values / factors, place.dynamic, integer.symmetric)
+        rounded = _rounding(values / factors)
         return sum(_error(v, rows[v.reader.node], weights[v.reader.node], factors, rounded) for v in place.views)
 
     by_channel = [_by_channel(weights[v.reader.node], v.taps) for v in place.views]
@@ -229,14 +221,11 @@ def _by_channel(banks: Sequence[Array], taps: int) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def _rounding(values: Array, dynamic: bool, symmetric: bool) -> Callable[[Array], Array]:
+def _rounding(values: Array) -> Callable[[Array], Array]:
     """To the nearest of the 8-bit numbers that cover these values."""
     histogram = Histogram()
     histogram.add(values)
-    low, high = interval(histogram, "minmax" if dynamic else "mse")
-    if symmetric:
-        low, high = -max(-low, high), max(-low, high)
-    scale, zero = affine(low, high, np.uint8)
+    scale, zero = affine(*interval(histogram, "mse"), np.uint8)
     scale, zero = np.float32(scale), np.float32(zero)
     return lambda x: (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
 

@@ -72,7 +72,7 @@ class Quantise:
 
     def prepare(self, context: Context) -> Context:
         """The same network, activations evened out where that makes rounding lose less (see `smoothing`)."""
-        analysis, factors = smoothed(context.analysis, context.integer, context.feeds, context.load)
+        analysis, factors = smoothed(context.analysis, context.feeds, context.load)
         return replace(context, analysis=analysis) if factors else context
 
     def propose(self, context: Context) -> Sequence[Site]:

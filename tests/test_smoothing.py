@@ -4,7 +4,6 @@ it, and only where it pays."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -101,8 +100,8 @@ def test_activations_that_are_even_stay_as_they_are(name: str) -> None:
     plain = {k: np.sign(RNG.normal(size=shape)).astype(np.float32) for k, shape in shapes.items()}
     plain |= {"g": np.ones(32, np.float32), "c": np.zeros(32, np.float32)}
     context = context_of(text, plain, rank, ("result", "other") if "other" in text else ("result",))
-    assert find_places(context.analysis, context.integer)
-    assert smoothed(context.analysis, context.integer, context.feeds, LOAD) == (context.analysis, {})
+    assert find_places(context.analysis)
+    assert smoothed(context.analysis, context.feeds, LOAD) == (context.analysis, {})
 
 
 NORM = "h = MatMul(x, w)\nn = LayerNormalization<axis=-1>(h, g, c)\n"
@@ -123,19 +122,8 @@ def test_values_that_cannot_be_divided_are_left_alone(why: str) -> None:
     weights = {**WEIGHTS, "o": (32, 32), "f": (6, 5, 1), "b": (16, 7)}
     outputs = ("result", "other") if "other" in text else ("result",)
     context = context_of(text, weights, 3, outputs, opset=20)
-    found = {p.value for p in find_places(context.analysis, context.integer)}
+    found = {p.value for p in find_places(context.analysis)}
     assert found <= {"h"}, "only what leads to the norm"
-
-
-def test_the_runtime_decides_whether_there_is_anything_to_even_out() -> None:
-    context = case("layer norm, two readers")
-    only_weights = replace(context.integer, linear={"MatMul": ("int8 weights", "int4 weights")})
-    assert not find_places(context.analysis, only_weights)
-    dynamic = replace(context.integer, linear={"MatMul": ("dynamic",)})
-    assert [p.dynamic for p in find_places(context.analysis, dynamic)] == [True]
-    analysis, factors = smoothed(context.analysis, replace(context.integer, symmetric=True), context.feeds, LOAD)
-    assert factors.keys() == {"n"} and (factors["n"] > 0).all()
-    assert error(LOAD(analysis.model)(context.feeds[0]), LOAD(context.model)(context.feeds[0])) < 1e-9
 
 
 @pytest.fixture
