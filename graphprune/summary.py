@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graphprune.closed_loop import Built
     from graphprune.compiler import Compiler
 
-_PACKAGES = ("graphprune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
+_PACKAGES = ("graphprune", "onnx", "onnx-ir", "numpy", "scipy")
 
 
 def make_report(
