@@ -8,15 +8,15 @@ from graphprune.errors import UsageError
 from graphprune.profiling import Profiler
 from graphprune.target import IntegerKernels
 
-CUDA = "cuda"
-"""The GPU of this machine, for measuring its kernels."""
+CUDA, TENSORRT = "cuda", "tensorrt"
+"""The GPU of this machine: for measuring its kernels, and through TensorRT."""
 
 
 def open_backend(
     device: str, threads: int = 1, precision: str | None = None, baseline: str | None = None
 ) -> Backend:
-    """The backend for `device`: this machine ("host", or "host:PROVIDER", see `providers`), a device by name, or one by
-    a file (see `devices.find`).
+    """The backend for `device`: this machine ("host", or "host:PROVIDER", see `providers`), its GPU ("tensorrt"), a
+    device by name, or one by a file (see `devices.find`).
 
     precision, baseline: what floating-point numbers are on a device that is not here, in the compressed model and in
     the dense one. Raises UsageError naming the devices there are.
@@ -30,6 +30,10 @@ def open_backend(
             raise UsageError("models for this machine are in fp32", at="--precision or --baseline-precision",
                              fix="leave it out; 8 bits are the quantise pass' affair")  # fmt: skip
         return OnnxRuntime(threads, named(provider or "cpu"))
+    if device == TENSORRT:
+        from graphprune.backends.tensorrt_here import TensorRT
+
+        return TensorRT(threads, precision, baseline)
     described = find(device)
     from graphprune.backends.modelled import Modelled
 

@@ -99,16 +99,21 @@ class Modelled:
                  *self._bodies(_read(model)), *self._stale()]  # fmt: skip
         if not self._is_gpu:
             return {}, notes
+        made, said = self._folder(model, feeds, timing_feed, timing)
+        return made, [*notes, "no engine was built: run build_engine.py, or trtexec.sh, where the GPU is", *said]
+
+    def _folder(
+        self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing, precision: str | None = None
+    ) -> tuple[dict[str, bytes], list[str]]:
+        """The build folder of an engine, and what there is to say about the model."""
         made, found = tensorrt.folder(
-            _read(model), device=self.described.device.title, precision=self.precision, feeds=feeds,
+            _read(model), device=self.described.device.title, precision=precision or self.precision, feeds=feeds,
             timing=timing_feed, run=lambda m, feed: self._host.load(m, optimise=False).run(feed),
             expected=tensorrt.Expected(timing.median_ms, timing.spread, timing.source),
         )  # fmt: skip
-        notes.append("no engine was built: run build_engine.py, or trtexec.sh, where the GPU is")
         by_rule = Counter((f.rule, f.weight) for f in found)
-        notes += [f"TensorRT, {rule} ({weight}): {next(f for f in found if f.rule == rule).what}"
-                  + (f", and {n - 1} more" if n > 1 else "") for (rule, weight), n in by_rule.items()]  # fmt: skip
-        return made, notes
+        return made, [f"TensorRT, {rule} ({weight}): {next(f for f in found if f.rule == rule).what}"
+                      + (f", and {n - 1} more" if n > 1 else "") for (rule, weight), n in by_rule.items()]  # fmt: skip
 
     @staticmethod
     def _bodies(model: ir.Model) -> list[str]:

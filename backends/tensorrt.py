@@ -1,7 +1,8 @@
 """All that is needed to build a TensorRT engine where its GPU is: the model as TensorRT accepts it, what to build it
 with, and programs that build, load and time it.
 
-Nothing is built here and TensorRT is not imported: what it would refuse is known beforehand from `tensorrt_rules`.
+TensorRT is not imported: what it would refuse is known beforehand from `tensorrt_rules`. Where it is installed,
+`tensorrt_here` runs the same programs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ INTEGER = IntegerKernels(
 )  # fmt: skip
 """Explicit quantisation: the inputs of products and of residual sums, symmetric; what they give stays as it is."""
 ONNX, PLAN = "engine.onnx", "build.json"
-PROGRAMS = ("build_engine.py", "run_engine.py")
+ENGINE, CACHE = "model.engine", "timing.cache"
+PROGRAMS = ("build_engine.py", "run_engine.py", "torch_engine.py")
 _SCRIPT = """#!/bin/sh
 # The same with the program that comes with TensorRT's archives.
 cd "$(dirname "$0")" || exit 1
@@ -80,7 +82,9 @@ def folder(
         "onnx": ONNX, "device": device, "precision": precision, "strongly_typed": True,
         "workspace_mib": _WORKSPACE_MIB, "optimization_level": _OPTIMISATION,
         "profile": profile(typed, [*feeds, timing], timing), "shapes": {n: list(a.shape) for n, a in timing.items()},
-        "kept_in_32_bits": sorted(wide), "expected_ms": expected.ms, "expected_spread": expected.spread,
+        "inputs": [v.name for v in typed.graph.inputs], "outputs": [v.name for v in typed.graph.outputs],
+        "types": {n: str(a.dtype) for n, a in timing.items()}, "kept_in_32_bits": sorted(wide),
+        "expected_ms": expected.ms, "expected_spread": expected.spread,
         "expected_from": expected.source, "built": False, "findings": [asdict(f) for f in found],
     }  # fmt: skip
     home = files("graphprune.backends") / "tensorrt_folder"

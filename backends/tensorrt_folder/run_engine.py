@@ -67,8 +67,8 @@ class Engine:
         return {name: tensor.cpu().numpy() for name, tensor in self.outputs.items()}
 
 
-def milliseconds(engine: Engine) -> list[float]:
-    """The times of single runs."""
+def captured(engine: Engine):
+    """One run as a CUDA graph, after some to warm up."""
     import torch
 
     for _ in range(WARM_RUNS):
@@ -77,8 +77,15 @@ def milliseconds(engine: Engine) -> list[float]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=engine.stream):
         engine.run()
+    return graph
+
+
+def milliseconds(engine: Engine, graph, runs: int = RUNS) -> list[float]:
+    """The times of single runs of the captured graph."""
+    import torch
+
     times = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with torch.cuda.stream(engine.stream):
             start.record()
@@ -91,7 +98,8 @@ def milliseconds(engine: Engine) -> list[float]:
 
 def main() -> None:
     plan = json.loads((HERE / "build.json").read_text())
-    times = milliseconds(Engine(HERE / "model.engine", plan["shapes"]))
+    engine = Engine(HERE / "model.engine", plan["shapes"])
+    times = milliseconds(engine, captured(engine))
     median = statistics.median(times)
     low, high = statistics.quantiles(times, n=10)[0], statistics.quantiles(times, n=10)[-1]
     print(f"{median:.4f} ms, 80 % of {len(times)} runs between {low:.4f} and {high:.4f} ms; "
