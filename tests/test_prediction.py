@@ -89,6 +89,15 @@ def test_a_ratio_is_surer_than_the_times_it_is_made_of() -> None:
         assert (same.value, same.spread) == (1, 0)
 
 
+def test_what_all_kernels_are_off_by_together_is_in_the_time_and_not_in_the_ratio() -> None:
+    """However many kernels there are, each with an operator of its own, so that their own errors even out."""
+    many = [Work(f"Op{i}", "vector", inputs=1e8, outputs=1e8) for i in range(200)]
+    for predictor, least in ((Predictor(known()["a100"]), 0.3), (Predictor(table().described(), table()), 0.17)):
+        whole, half = predicted(predictor, *many), predicted(predictor, *many[::2])
+        assert least < whole.timing.spread < 1.6 * least
+        assert speedup(whole.timing, half.timing).spread < 0.1
+
+
 def test_what_is_known_says_where_it_is_from() -> None:
     inside = product(512, 512, 512)
     assert predicted(Predictor(known()["a100"]), inside).source == "analytic"

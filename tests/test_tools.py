@@ -66,8 +66,8 @@ def test_rows_are_kept_by_settings_and_replaced_not_doubled(tmp_path: Path) -> N
 
 def test_predictions_are_summed_up_by_network_and_over_all() -> None:
     rows = [
-        {"network": name, "measured_ms": ms, "analytic_ms": 1.2 * ms, "analytic_spread": 0.1, "table_ms": 1.05 * ms,
-         "table_spread": 0.1}
+        {"network": name, "measured_ms": ms, "analytic_ms": 1.2 * ms, "analytic_low_ms": 1.1 * ms,
+         "analytic_high_ms": 1.3 * ms, "table_ms": 1.05 * ms, "table_low_ms": 0.95 * ms, "table_high_ms": 1.15 * ms}
         for name in ("one", "two") for ms in (1.0, 2.0, 4.0)
     ]  # fmt: skip
     lines = predicted.summary(rows)

@@ -1,7 +1,8 @@
 """The time of a whole model on a device, predicted kernel by kernel, with the interval that the truth is expected in.
 
 An error in the time of an operator is mostly the same for all kernels of that operator, and the same before and after
-compression: it is drawn once for each, so that a speed-up is surer than the times it is made of.
+compression: it is drawn once for each; and so is what all kernels of a model are off by together. So a speed-up is
+surer than the times it is made of.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from graphprune.devices.work import Work
 from graphprune.target import Kernel, Source, Timing
 
 DRAWS = 64
+_COMMON, _COMMON_MEASURED = 0.27, 0.15
+"""Standard deviation of the logarithm of what all kernels of a model are off by together, without and with a table:
+what networks that no table had seen were off by on the machine where that was tried (docs/predicted.md), less what
+single operators are."""
 _SHARED = 0.8
 """Of the variance of a kernel's error: what it has in common with all kernels of its operator."""
 _RELATED = 0.15
@@ -73,7 +78,7 @@ class Predictor:
 
     def model(self, works: Sequence[tuple[Kernel, Work]]) -> Predicted:
         """Predict kernels that run one after the other; the times that they come with do not count."""
-        held = sum(w.weights for _, w in works)
+        held, related = sum(w.weights for _, w in works), _RELATED if self.related else 0.0
         kernels, corrections = [], []
         rounds = np.zeros(DRAWS)
         for kernel, work in works:
@@ -81,10 +86,11 @@ class Predictor:
             ms = milliseconds(work, self.device, held) * known.factor
             kernels.append(replace(kernel, ms=ms))
             corrections.append(known)
-            deviation = math.hypot(known.deviation, _RELATED if self.related else 0.0)
+            deviation = math.hypot(known.deviation, related)
             shared = _draws(f"{work.op} {work.precision}") * math.sqrt(_SHARED)
             own = _draws(f"{work.op} {work.precision} {[round(f) for f in work.features]}") * math.sqrt(1 - _SHARED)
             rounds += ms * np.exp(deviation * (shared + own))
+        rounds *= np.exp((_COMMON if self.table is None else math.hypot(_COMMON_MEASURED, related)) * _draws("all"))
         return Predicted(tuple(kernels), tuple(corrections), tuple(float(r) for r in rounds))
 
 
