@@ -151,7 +151,8 @@ class ClosedLoop:
         if cost.predict(c.full).ms <= budget_ms:  # exact rewrites alone are enough
             return dict(c.full), True
         repair = self._repair
-        curves = {s: (repair.rounded if s in c.rounding else repair.free) * curve for s, curve in c.curves.items()}
+        curves = {s: repair.rounded * curve if s in c.rounding else np.vectorize(repair.refitted)(curve)
+                  for s, curve in c.curves.items()}  # fmt: skip
         try:
             if not n_evaluations:
                 return Problem(c.levels, cost, ordered=c.ordered).solve(curves, budget_ms), True
@@ -206,6 +207,8 @@ class ClosedLoop:
         """Solve the weights, certify, measure what will be written, and report."""
         c = self.compiler
         model = self._finished(built.choices)
+        expected = self._repair.finished(c.loss(c.unrounded(built.levels)), c.loss(built.levels))
+        c.progress.note(f"finished: divergence {c.divergence(model):.3g}, {expected:.3g} was expected")
         data = save_bytes(lowered(c.backend, model, c.lowerings))
         tensors = self._new_tensors(model, built.choices)
         with c.stage("certify"):
@@ -246,7 +249,8 @@ class ClosedLoop:
         refitted = self._refitted(built.choices)
         finished = self._rounded(refitted, built.choices)
         repair = Repair.measured(*losses, c.divergence(refitted), c.divergence(finished))
-        c.progress.note(f"finishing leaves {repair.free:.0%} of what pruning loses, {repair.rounded:.0%} of rounding")
+        c.progress.note(f"finishing: {losses[0]:.3g} lost by pruning becomes {repair.refitted(losses[0]):.3g}, "
+                        f"{losses[1] - losses[0]:.3g} by rounding {repair.rounded * (losses[1] - losses[0]):.3g}")
         return repair
 
     def _finished(self, choices: Choices) -> ir.Model:
