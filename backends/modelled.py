@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphprune.backends import nvidia, tensorrt
 from graphprune.backends import profile as trace
-from graphprune.backends import tensorrt
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.inputs import check_feed, inputs_of
 from graphprune.backends.onnxruntime import OnnxRuntime, Session
@@ -122,11 +122,14 @@ class Modelled:
         return [f"the bodies of {n} If, Loop or Scan are not in the times"] if n else []
 
     def _stale(self) -> list[str]:
-        """Of a table of a processor: how the runtime differs from the one here, which other times may go with."""
+        """How the runtime here, or the driver of the same GPU here, differs from the one that the table was measured
+        with: other times may go with it."""
         table = self.described.table
-        if table is None or self._is_gpu:
+        if table is None:
             return []
-        differs = table.stale(self._host.key().runtime)
+        here = nvidia.driver() if self._is_gpu else {}
+        driver = here["driver_version"] if here.get("name") == table.key.device else ""
+        differs = table.stale("" if self._is_gpu else self._host.key().runtime, driver)
         return [f"the table may be stale: {differs}"] if differs else []
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.backends import nvidia
 from graphprune.devices import known
 from graphprune.devices.device import BYTES
 from graphprune.devices.table import Key, Row
@@ -52,7 +53,7 @@ class TorchKernels:
 
     def key(self) -> Key:
         torch, cuda = self.torch, self.on == "cuda"
-        driver = _driver() if cuda else {}
+        driver = nvidia.driver() if cuda else {}
         return Key(
             torch.cuda.get_device_name() if cuda else "a processor, in PyTorch", f"torch {torch.__version__}",
             driver.get("driver_version", ""), clocks=driver.get("clocks", ""), date=time.strftime("%Y-%m-%d"),
@@ -229,18 +230,3 @@ def _width(rng: np.random.Generator, low: int, high: int) -> int:
     n = round(math.exp(rng.uniform(math.log(low), math.log(high))))
     step = int(rng.choice([1, 8, 16, 32, 64, 128]))
     return max(low, n // step * step or n)
-
-
-def _driver() -> dict[str, str]:
-    """Version of the driver and the clocks, as it says them; nothing where it cannot be asked."""
-    import subprocess
-
-    fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm")
-    try:
-        asked = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-                               capture_output=True, text=True, timeout=20, check=True)  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = dict(zip(fields, (v.strip() for v in asked.stdout.splitlines()[0].split(",")), strict=False))
-    version = values.pop("driver_version", "")
-    return {"driver_version": version, "clocks": ", ".join(f"{k} {v}" for k, v in values.items())}

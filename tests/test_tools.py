@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tools import predicted
+from tools import engines, predicted
 from tools.curve import BASELINE, DENSE, OURS, Rows
 from tools.curve_pages import markdown, picture
 from tools.demo import Row, search
@@ -77,3 +77,13 @@ def test_predictions_are_summed_up_by_network_and_over_all() -> None:
         assert (line["analytic_covered"], line["table_covered"], line["table_rank"]) == (0, 1, 1)
     made = {"device": "d", "runtime": "r", "threads": 1, "date": "2026-11-22", "rows": 9, "seconds": 1.0}
     assert predicted.page(lines, made).count("\n| ") == 1 + len(lines)
+
+
+def test_engines_stand_below_one_another_with_what_was_out_of_reach() -> None:
+    rows = [SETTINGS | {"method": m, "asked": a, "speedup": 1.01 * a, "ms": 9 / a, "metrics": {"accuracy": 0.9}}
+            for m, a in (("host:openvino", 1.0), ("host", 1.5), ("host", 1.0))]  # fmt: skip
+    page = engines.page([*rows, SETTINGS | {"method": "host:openvino", "asked": 2.0, "out_of_reach": 1.7}])
+    lines = [line for line in page.splitlines() if line.startswith("| host")]
+    assert lines == ["| host | dense | 1.01x | 9.00 | 90.0 % |", "| host | 1.5x | 1.51x | 6.00 | 90.0 % |",
+                     "| host:openvino | dense | 1.01x | 9.00 | 90.0 % |",
+                     "| host:openvino | 2x | at most 1.70x |  |  |"]  # fmt: skip
