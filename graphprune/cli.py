@@ -66,8 +66,9 @@ def compile_(
         metavar="MODULE:FUNCTION", help="Your own metric: function(run) gives a number or several by name, higher is "
         "better, where run(feed) gives outputs.", show_default=False)] = None,
     output: Outputs = None,
-    device: Annotated[str, typer.Option(help="What it must be fast on: host (this machine, measured), one of "
-                                             "`graphprune devices`, a file, or several: a100,t4,host.")] = "host",
+    device: Annotated[str, typer.Option(help="What it must be fast on: host (this machine, measured; or "
+                                             "host:openvino, tensorrt), one of `graphprune devices`, a file, or "
+                                             "several: a100,t4,host.")] = "host",
     precision: Annotated[str | None, typer.Option(
         metavar="fp16", help="Floating-point numbers of the result on that device.  [default: what is usual there]",
         show_default=False)] = None,
@@ -272,6 +273,7 @@ def bench(
     shape: Shapes = None,
     threads: Threads = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    device: Annotated[str, typer.Option(help="On what: host, host:openvino, or another that compile takes.")] = "host",
     debug: Debug = False,
 ) -> None:
     """Time A and B in turns, A B A B, with the spread."""
@@ -280,8 +282,10 @@ def bench(
     from graphprune.feeds import read_shapes
     from graphprune.tables import timing_table
 
-    timings = graphprune.bench(paths, shapes=read_shapes(shape or []), threads=threads, seconds=seconds)
+    timings = graphprune.bench(paths, shapes=read_shapes(shape or []), threads=threads, seconds=seconds, device=device)
     _print(timing_table([str(path) for path in (a, b)], timings))
+    if sources := {timing.source for timing in timings} - {"measured"}:
+        _print(f"nothing was measured: these times are {', '.join(sorted(sources))}, of {device}")
 
 
 @app.command()

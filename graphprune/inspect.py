@@ -129,11 +129,12 @@ def node_times(model: ir.Model, kernels: Sequence[Kernel]) -> dict[str, float]:
 
 
 def bench(
-    models: Sequence[Any], *, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1, seconds: float = 10.0
-) -> list[Timing]:
+    models: Sequence[Any], *, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1,
+    seconds: float = 10.0, device: str = "host",
+) -> list[Timing]:  # fmt: skip
     """Time models in turns (A B A B) on the same input for about `seconds`; their inputs must have equal names and
-    types."""
-    backend = open_backend("host", threads)
+    types. device: as `compile` takes it; on one that is not here times are predicted, as their `source` says."""
+    backend = open_backend(device, threads)
     sources = [load(m) for m in models]
     specs = _same_inputs([specs_of(s.model) for s in sources])
     (feed,) = synthetic(specs, parse_shapes(shapes or {}, specs), 1, 0, lookup_sizes(sources[0].model))

@@ -130,9 +130,16 @@ def test_explain_prints_tables_and_writes_json(place, api, capsys):
 
 def test_bench_prints_the_speedup(place, api, capsys):
     assert main(["bench", "net.onnx", "net.onnx", "--seconds", "1", "--threads", "2"]) == 0
-    assert api.calls[0][1:] == (([Path("net.onnx")] * 2,), {"shapes": {}, "threads": 2, "seconds": 1.0})
+    assert api.calls[0][1:] == (([Path("net.onnx")] * 2,), {"shapes": {}, "threads": 2, "seconds": 1.0,
+                                                                "device": "host"})  # fmt: skip
     assert capsys.readouterr().out.splitlines()[2].split() == [
         "net.onnx", "5.00", "ms", "±", "0.0", "%", "2", "2.00x", "±", "0.0", "%"]
+
+
+def test_bench_says_where_nothing_was_measured(place, api, capsys):
+    api.does["bench"] = [Timing((10.0, 10.0), "analytic"), Timing((5.0, 5.0), "analytic")]
+    assert main(["bench", "net.onnx", "net.onnx", "--device", "a100"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing was measured: these times are analytic, of a100"
 
 
 @pytest.mark.parametrize(("relative", "code", "verdict"), [
