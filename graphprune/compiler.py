@@ -129,7 +129,7 @@ class Compiler:
             if hasattr(p, "prepare"):
                 with self.stage(f"prepare {p.name}"):
                     prepared = p.prepare(context)
-                if self._same(prepared.analysis):
+                if prepared is not context and self._same(prepared.analysis):
                     context = prepared
         return context
 
@@ -225,9 +225,7 @@ class Compiler:
         model = apply(self.context, self.passes, self.choose(levels), solve=False)
         return save_bytes(lowered(self.backend, model, self.lowerings))
 
-    def losses(
-        self, candidates: Iterable[Mapping[str, int]], repair: Repair | None = None
-    ) -> Iterator[float]:
+    def losses(self, candidates: Iterable[Mapping[str, int]], repair: Repair | None = None) -> Iterator[float]:
         """Output divergences at these levels on calibration feeds, readers solved again; with `repair`, what they will
         be when the candidate is finished. Not timed, so all cores are taken, whatever the model is going to run on."""
         if repair is None:

@@ -29,7 +29,7 @@ _STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """How much of the unevenness of the activations goes into the weights."""
 _WORTH = 0.8
 """Share of the squared error up to which it is done."""
-_FEEDS, _ROWS = 16, 1024
+_FEEDS, _ROWS = 16, 512
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "Identity", "Dropout")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -51,12 +51,12 @@ class Place:
 
 @dataclass
 class _Seen:
-    """What calibration shows of a value: the largest magnitude of each channel [channels], and for each reader and
-    each of its filter banks some rows of its input."""
+    """What calibration shows of a value: the largest magnitude of each channel [channels], some values [n, channels],
+    and some rows of what its readers take, of each filter bank, by `View.key`."""
 
     largest: Array | float = 0.0
     values: list[Array] = field(default_factory=list)
-    rows: dict[str, list[list[Array]]] = field(default_factory=dict)
+    rows: dict[tuple, list[list[Array]]] = field(default_factory=dict)
 
 
 def find_places(analysis: Analysis) -> list[Place]:
@@ -189,8 +189,8 @@ def _look(model: ir.Model, places: Sequence[Place], feeds: Sequence[Feed], load:
             channels = np.moveaxis(x, place.axis, -1).reshape(-1, x.shape[place.axis])
             of.largest = np.maximum(of.largest, np.abs(channels).max(0, initial=0.0))
             of.values.append(channels[:: max(1, len(channels) // limit)])
-            for view in place.views:
-                of.rows.setdefault(view.reader.node, []).append(view.rows(x, limit))
+            for key, view in {v.key(): v for v in place.views}.items():
+                of.rows.setdefault(key, []).append(view.rows(x, limit))
     return seen
 
 
@@ -199,14 +199,13 @@ def _factors(place: Place, seen: _Seen, constants: Mapping[str, Array]) -> Array
     values = np.concatenate(seen.values)
     n = values.shape[1]
     weights = {v.reader.node: v.matrices(constants[v.reader.w]) for v in place.views}
-    rows = {v.reader.node: [np.concatenate(bank) for bank in zip(*seen.rows[v.reader.node], strict=True)]
-            for v in place.views}  # fmt: skip
+    rows = {key: [np.concatenate(bank) for bank in zip(*found, strict=True)] for key, found in seen.rows.items()}
     if not np.isfinite(values).all() or not len(values):
         return None
 
     def lost(factors: Array) -> float:
         rounded = _rounding(values / factors)
-        return sum(_error(v, rows[v.reader.node], weights[v.reader.node], factors, rounded) for v in place.views)
+        return sum(_error(v, rows[v.key()], weights[v.reader.node], factors, rounded) for v in place.views)
 
     by_channel = [_by_channel(weights[v.reader.node], v.taps) for v in place.views]
     candidates = [smooth(seen.largest, by_channel, alpha) for alpha in _STRENGTHS]
