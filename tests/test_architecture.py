@@ -16,7 +16,7 @@ PACKAGES = {"graphprune": "graphprune", "passes": "graphprune.passes", "backends
 
 LAYERS = [
     {"errors"},
-    {"target", "dims", "trace", "progress"},
+    {"target", "dims", "trace", "progress", "repair"},
     {"keeps"},
     {"patches", "descent", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence",
      "report_style", "cover", "parallel", "quiet", "devices.device", "devices.work", "devices.probes"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"unrounded"},
     {"half", "oracles", "views", "scores", "cost", "members", "branches"},
     {"calibrate", "eight_bit", "fold", "strided", "selections", "picture"},
-    {"context", "align", "canonicalise", "qdq", "recentre"},
+    {"context", "align", "canonicalise", "qdq", "recentre", "smoothing"},
     {"sites", "refit", "branch_fit"},
     {"passes", "backends"},
     {"prepare", "solver", "nearness"},

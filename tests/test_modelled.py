@@ -87,7 +87,7 @@ def test_the_build_folder_comes_with_it(result, tmp_path: Path) -> None:
     result.save(tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names >= {"model.onnx", "plan.json", "report.html", "engine.onnx", "build.json", "build_engine.py",
-                     "run_engine.py", "trtexec.sh"}  # fmt: skip
+                     "run_engine.py", "torch_engine.py", "trtexec.sh"}  # fmt: skip
     plan = json.loads((tmp_path / "out" / "build.json").read_text())
     assert plan["expected_ms"] == pytest.approx(result.report.reached.ms) and plan["built"] is False
     onnx.checker.check_model(onnx.load(tmp_path / "out" / "engine.onnx"), full_check=True)
