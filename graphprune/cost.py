@@ -7,6 +7,7 @@ that into the terms of a `cost_model.CostModel`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ __all__ = ["CostModel", "Factor", "Monomial", "Prices", "Term", "measure_cost", 
 Progress = Callable[[float, str], None]
 _MIN_PLANS = 12
 _MAX_PLANS, _MAX_MIXED_PLANS = 64, 96
+_PREDICTED_PLANS = 32
+"""Where times are predicted."""
 _MOST_REPLACED = 0.5
 _CHOSEN_WEIGHT = 3
 
@@ -102,7 +105,7 @@ def measure_prices(
     progress: Progress = lambda fraction, text: None,
 ) -> Prices:
     """Prices of every kernel of `build(counts)` over the levels, from 12 to 64 random plans (96 where kernels come and
-    go).
+    go; 32 where times are predicted).
 
     sizes: site -> the level that leaves it whole; levels: site -> levels it may take, the whole one last. switches:
     sites whose levels are alternatives rather than sizes. replacing: sites that put other nodes in place; mostly left
@@ -113,10 +116,13 @@ def measure_prices(
     started = time.perf_counter()
     dense_model = build(sizes)
     dense = backend.load(dense_model)
-    dense_ms = backend.measure([dense], feed, spread=0.01, max_seconds=3.0)[0].median_ms
+    (timing,) = backend.measure([dense], feed, spread=0.01, max_seconds=3.0)
+    dense_ms = timing.median_ms
     samples = [Sample(dict(sizes), backend.profile(dense_model, feed, repeats=15), dense_ms)]
     rng = np.random.default_rng(seed)
     most = _MAX_MIXED_PLANS if switches else _MAX_PLANS
+    if timing.source != "measured":  # what is predicted does not depend on the hour, so neither may how much
+        most, seconds = _PREDICTED_PLANS, math.inf
     for i in range(most if sizes else 0):
         elapsed = time.perf_counter() - started
         if i >= _MIN_PLANS and elapsed > seconds:
