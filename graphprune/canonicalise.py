@@ -20,6 +20,7 @@ import onnxscript.optimizer
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
+from graphprune.edit import new_constant
 from graphprune.errors import ModelError
 from graphprune.fold import fold_arithmetic
 from graphprune.strided import fold_identity_gathers
@@ -151,11 +152,8 @@ def untie(model: ir.Model) -> None:
         ):
             continue
         for i, (node, index) in enumerate(uses[1:], start=1):
-            name = f"{value.name}.{i}"
-            while name in graph.initializers:
-                name += "_"
-            copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
-            graph.register_initializer(copy)
+            # a tensor of its own: writing a model gives a tensor the name of its value, in whatever thread that is done
+            copy = new_constant(graph, f"{value.name}.{i}", value.const_value.numpy(), value.const_value.dtype)
             node.replace_input_with(index, copy)
 
 

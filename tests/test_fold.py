@@ -12,6 +12,7 @@ import pytest
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.canonicalise import canonicalise
 from graphprune.oracles import compare
+from tests.graphs import model_of
 
 CONV = "Conv<pads=[1,1,1,1]>"
 CASES = {
@@ -77,3 +78,13 @@ def test_axes_declared_as_minus_one_are_open() -> None:
     model.graph.inputs[0].shape = ir.Shape([-1, 4, -1, 0])
     shape = canonicalise(model).graph.inputs[0].shape
     assert [n if isinstance(n, int) else "open" for n in shape] == ["open", 4, "open", "open"]
+
+
+def test_constants_that_were_one_are_apart_down_to_their_tensors() -> None:
+    """Writing a model renames the tensors of its values: with one for two values, two threads that write copies of it
+    at the same time would leave out the one or the other."""
+    text = "a = Mul(x, c)\nb = Add(a, c)\nd = MatMul(b, w)\ne = MatMul(x, w)\nresult = Sub(d, e)"
+    graph = canonicalise(model_of(text, {"x": (2, 4)}, {"c": (4,), "w": (4, 4)})).graph
+    assert len(graph.initializers) == 4
+    assert len({id(v.const_value) for v in graph.initializers.values()}) == len(graph.initializers)
+    assert all(v.const_value.name == name for name, v in graph.initializers.items())
