@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from graphprune.backends.inputs import Inputs, check_feed
 from graphprune.backends.lowering import LOWERINGS
 from graphprune.backends.opaque import Shares
 from graphprune.backends.providers import CPU, Provider
+from graphprune.backends.turns import in_turns
 from graphprune.devices.table import Key
 from graphprune.errors import EnvironmentFault, ModelError, UsageError
-from graphprune.target import Kernel, Timing, median_spread, speedup
+from graphprune.target import Kernel, Timing
 
 _WARM_RUNS = 2
 _BLOCK_SECONDS = 0.02
@@ -159,18 +161,12 @@ class OnnxRuntime:
         started = time.perf_counter()
         for n in range(1, _LOADS + 1):
             loaded = [m if isinstance(m, Session) else self.load(m) for m in models]
-            runs = [self._runs_in_block(session, feed) for session in loaded]
-            first = len(rounds[0])
-            while True:
-                # every other round runs backwards, so that no model is always the one after the same neighbour
-                order = range(len(loaded)) if len(rounds[0]) % 2 == 0 else reversed(range(len(loaded)))
-                for i in order:
-                    rounds[i].append(self._block_ms(loaded[i], feed, runs[i]))
-                seconds, share = time.perf_counter() - started, n / _LOADS
-                if len(rounds[0]) >= min_rounds * share and seconds >= min_seconds * share:
-                    own = [Timing(tuple(r[first:])) for r in rounds]
-                    if seconds >= max_seconds * share or _widest(own) <= spread * _LOADS**0.5:
-                        break
+            takes = [partial(self._block_ms, session, feed, self._runs_in_block(session, feed)) for session in loaded]
+            share = n / _LOADS
+            own = in_turns(takes, started=started, min_rounds=min_rounds * share, min_seconds=min_seconds * share,
+                           max_seconds=max_seconds * share, spread=spread * _LOADS**0.5, before=len(rounds[0]))
+            for all_of_it, timing in zip(rounds, own, strict=True):
+                all_of_it += timing.rounds_ms
         return [Timing(tuple(r)) for r in rounds]
 
     def _runs_in_block(self, session: Session, feed: Feed) -> int:
@@ -236,12 +232,6 @@ def _timed_block(session: Session, feed: Feed, runs: int, *, alone: bool) -> flo
         cpu_ns[i] = time.thread_time_ns() - cpu
     undisturbed = wall_ns[wall_ns <= cpu_ns * 1.01 + 2e4] if alone else wall_ns
     return float(np.median(undisturbed if len(undisturbed) else cpu_ns)) / 1e6
-
-
-def _widest(timings: Sequence[Timing]) -> float:
-    if len(timings) == 1:
-        return median_spread(timings[0].rounds_ms)
-    return max(speedup(timings[0], other).spread for other in timings[1:])
 
 
 def _loadable(model: Model, folder: Path) -> bytes | str:

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +26,10 @@ import numpy as np
 from graphprune.backends import tensorrt
 from graphprune.backends.base import Feed, Model
 from graphprune.backends.modelled import Modelled, Prospect
+from graphprune.backends.turns import in_turns
 from graphprune.devices import Described, find, known
 from graphprune.errors import EnvironmentFault, ModelError
-from graphprune.target import Kernel, Timing, median_spread, speedup
+from graphprune.target import Kernel, Timing
 
 _BLOCK = 50
 """Runs of an engine at a time, of which the median counts."""
@@ -150,18 +152,11 @@ class TensorRT(Modelled):
         spread: float = 0.01,
     ) -> list[Timing]:
         loaded = [self._engines.load(self._engine(model, feed)) for model in models]
-        rounds: list[list[float]] = [[] for _ in loaded]
-        started = time.perf_counter()
-        while True:
-            order = range(len(loaded)) if len(rounds[0]) % 2 == 0 else reversed(range(len(loaded)))
-            for i in order:
-                rounds[i].append(float(np.median(self._engines.block_ms(loaded[i], _BLOCK))))
-            seconds, timings = time.perf_counter() - started, [Timing(tuple(r)) for r in rounds]
-            if len(rounds[0]) >= min_rounds and seconds >= min_seconds:
-                widest = max((speedup(timings[0], other).spread for other in timings[1:]),
-                             default=median_spread(rounds[0]))  # fmt: skip
-                if seconds >= max_seconds or widest <= spread:
-                    return timings
+        return in_turns([partial(self._block_ms, engine) for engine in loaded], started=time.perf_counter(),
+                        min_rounds=min_rounds, min_seconds=min_seconds, max_seconds=max_seconds, spread=spread)
+
+    def _block_ms(self, loaded: Any) -> float:
+        return float(np.median(self._engines.block_ms(loaded, _BLOCK)))
 
     def package(
         self, model: Model, feeds: Sequence[Feed], timing_feed: Feed, timing: Timing

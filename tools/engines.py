@@ -16,7 +16,7 @@ from pathlib import Path
 
 import models
 from graphprune.backends import open_backend
-from graphprune.driver import compiler
+from graphprune.driver import PASSES, compiler
 from graphprune.errors import InfeasibleTarget
 from graphprune.files import atomic_write
 from graphprune.progress import Progress, choose
@@ -24,7 +24,7 @@ from graphprune.target import Target
 from models.task import Task
 from tools.shared import Row, Rows, console, exit_with, factors_option
 
-ALL = "depth,width,low-rank,quantise"
+ALL = ",".join(PASSES)
 
 
 def rows_of(task: Task, device: str, options: argparse.Namespace, progress: Progress) -> list[Row]:
