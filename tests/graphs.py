@@ -65,6 +65,18 @@ def model_of(
     return ir.from_proto(proto)
 
 
+def wide_layers() -> ir.Model:
+    """Wide layers in a row, x [1, rows, 64], so that a GPU has something to do."""
+    text = "\n".join(f"m{i} = MatMul({'x' if not i else f'r{i - 1}'}, w{i})\nr{i} = Relu(m{i})" for i in range(3))
+    shapes = {"w0": (64, 1024), "w1": (1024, 1024), "w2": (1024, 1024), "w3": (1024, 64)}
+    rng = np.random.default_rng(1)
+    weights = {k: (rng.normal(size=s) * (2 / s[0]) ** 0.5).astype(np.float32) for k, s in shapes.items()}
+    made = model_of(text + "\nresult = MatMul(r2, w3)", {"x": (1, "rows", 64)}, weights)
+    for i, node in enumerate(made.graph):
+        node.name = f"node{i}"
+    return made
+
+
 def sample_model(sample: Sample) -> tuple[ir.Model, Feed]:
     """A sample between a weight that makes axis `axis` of x and one that reads axis `out_axis` of y."""
     rng = np.random.default_rng(1)

@@ -22,7 +22,7 @@ from graphprune.load import save_bytes
 from graphprune.passes.quantise import Quantise
 from graphprune.report import Report, how_known
 from graphprune.report_html import render_html
-from tests.graphs import model_of
+from tests.graphs import model_of, wide_layers
 
 ROWS, SHAPE = (1, 32, 64), (1, 4096, 64)
 """Of the feeds that values are computed on, and at which times are predicted."""
@@ -31,15 +31,7 @@ AT = {"shapes": {"x": SHAPE}, "passes": "width"}
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    """Wide layers in a row, so that a GPU has something to do."""
-    text = "\n".join(f"m{i} = MatMul({'x' if not i else f'r{i - 1}'}, w{i})\nr{i} = Relu(m{i})" for i in range(3))
-    shapes = {"w0": (64, 1024), "w1": (1024, 1024), "w2": (1024, 1024), "w3": (1024, 64)}
-    rng = np.random.default_rng(1)
-    weights = {k: (rng.normal(size=s) * (2 / s[0]) ** 0.5).astype(np.float32) for k, s in shapes.items()}
-    made = model_of(text + "\nresult = MatMul(r2, w3)", {"x": (1, "rows", 64)}, weights)
-    for i, node in enumerate(made.graph):
-        node.name = f"node{i}"
-    return save_bytes(made)
+    return save_bytes(wide_layers())
 
 
 @pytest.fixture(autouse=True, scope="module")

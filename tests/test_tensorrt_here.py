@@ -21,7 +21,7 @@ from graphprune.backends.tensorrt_here import Installed, TensorRT
 from graphprune.errors import EnvironmentFault, ModelError
 from graphprune.load import save_bytes
 from graphprune.target import speedup
-from tests.graphs import model_of
+from tests.graphs import wide_layers
 from tests.test_tensorrt import Stub
 
 
@@ -62,11 +62,7 @@ class Fake:
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    text = "\n".join(f"m{i} = MatMul({'x' if not i else f'r{i - 1}'}, w{i})\nr{i} = Relu(m{i})" for i in range(3))
-    shapes = {"w0": (64, 1024), "w1": (1024, 1024), "w2": (1024, 1024), "w3": (1024, 64)}
-    rng = np.random.default_rng(1)
-    weights = {k: (rng.normal(size=s) * (2 / s[0]) ** 0.5).astype(np.float32) for k, s in shapes.items()}
-    return save_bytes(model_of(text + "\nresult = MatMul(r2, w3)", {"x": (1, "rows", 64)}, weights))
+    return save_bytes(wide_layers())
 
 
 ROWS = 1024
