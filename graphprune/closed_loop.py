@@ -36,13 +36,15 @@ from graphprune.target import Ratio, Target, Timing, speedup
 if TYPE_CHECKING:
     from graphprune.compiler import Compiler
 
-LOW, HIGH = 1.0, 1.08
-"""The window of accepted results: measured speed-up over the target."""
+LOW, CLOSE, HIGH = 1.0, 1.03, 1.08
+"""The window of accepted results: measured speed-up over the target; up to CLOSE nothing nearer is looked for."""
 _AIM, _AIM_MORE, _MOST_AIM, _MOST_MISSED = 1.02, 0.01, 1.05, 1.2
-"""What is aimed at over the target, how much more after each attempt, and at most: answers lean on what the prices
-flatter. Where they keep falling short by more, as much as they fell short, at most by the last."""
+"""What is aimed at over the target, how much more for each attempt that fell short, and at most: answers lean on what
+the prices flatter. Where they keep falling short by more, as much as they fell short, at most by the last."""
 _ATTEMPTS = 7
-_EVALUATIONS = 60
+_ENOUGH = 3
+"""Candidates inside the window of which one is taken, though none is close to the target."""
+_EVALUATIONS, _EVALUATIONS_AGAIN = 60, 8
 _HOLDING = 3
 """Kernels that are named where a target is out of reach."""
 
@@ -75,40 +77,46 @@ class ClosedLoop:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
 
         The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
-        left. A result inside the window ends it; failing that, the least overshoot of what was built.
+        left. Of the candidates inside the window the one that is expected to lose least is finished, once one of them
+        is close to the target or there are enough; failing that, the least overshoot of what was built.
         """
         c, cost = self.compiler, self.compiler.cost
         finished: list[Result] = []
+        inside: list[Built] = []
         beyond: list[Built] = []
         levels: dict[str, int] = {}
         for i in range(_ATTEMPTS):
             wanted = self._wanted(cost.dense_ms)
-            n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, 4)
-            aim = self._aim(i)
+            n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN)
+            aim = self._aim(wanted)
             start = levels if i > 1 else None
             levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
             with c.stage(f"measure {i + 1}"):
                 built = self._build(levels, cost)
-            ratio = built.ratio.value
-            wanted = self._wanted(built.timings[0].median_ms)
+            ratio, over = built.ratio.value, self._over(built)
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self._how = "measured" if built.ratio.source == "measured" else "modelled"
             c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
             cost = self._corrected(built)
             whole = all(levels[name] == full for name, full in c.full.items())
-            if ratio < wanted and not reachable:
+            if over < LOW and not reachable:
                 break
             if i == 0:
                 self._repair = self._repaired(built)
-            if whole or (i and LOW <= ratio / wanted <= HIGH):
-                result = self._finish(built)
+            if whole or (i and LOW <= over <= HIGH):
+                inside.append(built)
+            elif over > LOW:
+                beyond.append(built)
+            if whole or len(inside) >= _ENOUGH or any(self._over(b) <= CLOSE for b in inside):
+                best = min(inside, key=self._expected)
+                inside.remove(best)
+                result = self._finish(best)
                 if self._holds(result, math.inf if whole else HIGH):
                     return result
                 finished.append(result)
-            elif ratio > wanted:
-                beyond.append(built)
-        if not any(self._holds(r) for r in finished) and beyond:
-            finished.append(self._finish(min(beyond, key=lambda b: b.ratio.value)))
+        for built in [*sorted(inside, key=self._expected), *sorted(beyond, key=self._over)[:1]]:
+            if not any(self._holds(r) for r in finished):
+                finished.append(self._finish(built))
         reached = [r for r in finished if self._holds(r)]
         if reached:
             return min(reached, key=lambda r: r.report.reached.speedup)
@@ -120,11 +128,21 @@ class ClosedLoop:
             fix="lower the target, or allow more passes",
         )
 
-    def _aim(self, i: int) -> float:
-        """What to ask of the solver at attempt i, over what is wanted."""
-        aim = min(_AIM + i * _AIM_MORE, _MOST_AIM)
-        missed = [a.predicted / a.measured for a in self.attempts[1:]]  # the first is made with uncorrected prices
+    def _aim(self, wanted: float) -> float:
+        """What to ask of the solver next, over what is wanted."""
+        tried = self.attempts[1:]  # the first is made with uncorrected prices
+        aim = min(_AIM + sum(a.measured < wanted for a in tried) * _AIM_MORE, _MOST_AIM)
+        missed = [a.predicted / a.measured for a in tried]
         return max(aim, min(_AIM * float(np.median(missed)), _MOST_MISSED)) if missed else aim
+
+    def _over(self, built: Built) -> float:
+        """How many times as fast as wanted a candidate is."""
+        return built.ratio.value / self._wanted(built.timings[0].median_ms)
+
+    def _expected(self, built: Built) -> float:
+        """The divergence to expect of a candidate once it is finished."""
+        c = self.compiler
+        return self._repair.finished(c.loss(c.unrounded(built.levels)), c.loss(built.levels))
 
     def _wanted(self, dense_ms: float) -> float:
         """The target as a speed-up over the dense model."""
@@ -207,8 +225,7 @@ class ClosedLoop:
         """Solve the weights, certify, measure what will be written, and report."""
         c = self.compiler
         model = self._finished(built.choices)
-        expected = self._repair.finished(c.loss(c.unrounded(built.levels)), c.loss(built.levels))
-        c.progress.note(f"finished: divergence {c.divergence(model):.3g}, {expected:.3g} was expected")
+        c.progress.note(f"finished: divergence {c.divergence(model):.3g}, {self._expected(built):.3g} was expected")
         data = save_bytes(lowered(c.backend, model, c.lowerings))
         tensors = self._new_tensors(model, built.choices)
         with c.stage("certify"):
