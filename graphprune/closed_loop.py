@@ -44,7 +44,7 @@ the prices flatter. Where they keep falling short by more, as much as they fell 
 _ATTEMPTS = 7
 _ENOUGH = 3
 """Candidates inside the window of which one is taken, though none is close to the target."""
-_EVALUATIONS, _EVALUATIONS_AGAIN = 60, 8
+_EVALUATIONS, _EVALUATIONS_AGAIN = 60, 4
 _HOLDING = 3
 """Kernels that are named where a target is out of reach."""
 
@@ -76,20 +76,21 @@ class ClosedLoop:
     def run(self) -> Result:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
 
-        The first attempt checks the prices, the second searches under corrected ones, further ones correct what is
-        left. Of the candidates inside the window the one that is expected to lose least is finished, once one of them
-        is close to the target or there are enough; failing that, the least overshoot of what was built.
+        The first attempt checks the prices, the second searches under corrected ones, further ones change what came
+        nearest as little as they must. Of the candidates inside the window the one that is expected to lose least is
+        finished, once one of them is close to the target or there are enough; failing that, the least overshoot of what
+        was built.
         """
         c, cost = self.compiler, self.compiler.cost
         finished: list[Result] = []
         inside: list[Built] = []
         beyond: list[Built] = []
-        levels: dict[str, int] = {}
+        nearest: Built | None = None
         for i in range(_ATTEMPTS):
             wanted = self._wanted(cost.dense_ms)
             n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN)
             aim = self._aim(wanted)
-            start = levels if i > 1 else None
+            start = None if nearest is None else nearest.levels
             levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
             with c.stage(f"measure {i + 1}"):
                 built = self._build(levels, cost)
@@ -97,7 +98,9 @@ class ClosedLoop:
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self._how = "measured" if built.ratio.source == "measured" else "modelled"
             c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
-            cost = self._corrected(built)
+            if i:  # the first was not searched for
+                nearest = min(filter(None, (built, nearest)), key=lambda b: abs(math.log(self._over(b) / _AIM)))
+            cost = self._corrected(built, nearest or built)
             whole = all(levels[name] == full for name, full in c.full.items())
             if over < LOW and not reachable:
                 break
@@ -201,13 +204,13 @@ class ClosedLoop:
         )
         return Built(dict(levels), c.choose(levels), data, cost.predict(levels).ms, (timings[0], timings[1]))
 
-    def _corrected(self, built: Built) -> CostModel:
-        """Prices that know what was built: its kernels join the samples; what is then still off is taken off all."""
+    def _corrected(self, built: Built, near: Built) -> CostModel:
+        """Prices that know what was built: its kernels join the samples; what is then still off at `near` is taken off
+        all."""
         c = self.compiler
         kernels = c.backend.profile(built.data, c.data.timing, repeats=9)
-        ms = c.cost.dense_ms / built.ratio.value
-        cost = c.scaled(c.prices.add(built.levels, kernels, ms))
-        return cost.correct(ms / cost.predict(built.levels).ms)
+        cost = c.scaled(c.prices.add(built.levels, kernels, c.cost.dense_ms / built.ratio.value))
+        return cost.correct(c.cost.dense_ms / near.ratio.value / cost.predict(near.levels).ms)
 
     def _obstacle(self) -> str:
         """Which part of the time no site can change, and where most is left at the fastest levels there are."""

@@ -67,13 +67,14 @@ class Prices:
     def __post_init__(self) -> None:
         self.fit()
 
-    def fit(self) -> CostModel:
-        terms, spread = fit(self.samples, self.levels, self.switches, self.near, self.alike)
+    def fit(self, spread: float | None = None) -> CostModel:
+        """The cost model of all samples. spread: of its errors, if that is known."""
+        found = fit(self.samples, self.levels, self.switches, self.near, self.alike, spread)
         self.model = CostModel(
-            kernels=terms,
+            kernels=found[0],
             overhead_ms=0.0,
             dense_ms=self.samples[0].ms,
-            spread=spread,
+            spread=found[1],
             low={g: min(s.counts[g] for s in self.samples) for g in self.levels},
             high={g: max(s.counts[g] for s in self.samples) for g in self.levels},
             fingerprint=self.fingerprint,
@@ -84,9 +85,9 @@ class Prices:
 
     def add(self, counts: Counts, kernels: list[Kernel], ms: float) -> CostModel:
         """Fit again with one more plan: what a search chose counts for more than what was drawn. ms: on the scale of
-        the dense model of the samples."""
+        the dense model of the samples. The spread stays that of plans drawn at random."""
         self.samples += [Sample(dict(counts), kernels, ms)] * _CHOSEN_WEIGHT
-        return self.fit()
+        return self.fit(self.model.spread)
 
 
 def measure_prices(

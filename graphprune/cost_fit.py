@@ -45,8 +45,10 @@ class Sample:
 def fit(
     samples: Sequence[Sample], levels: Mapping[str, Sequence[int]] | None = None, switches: Collection[str] = (),
     near: Mapping[str, Sequence[Sequence[str]]] | None = None, alike: Sequence[Surroundings] = (),
+    spread: float | None = None,
 ) -> tuple[tuple[Term, ...], float]:  # fmt: skip
-    """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit.
+    """Terms whose sum is the model's time, and the spread of whole-model errors on samples left out of the fit, unless
+    that is given.
 
     levels: of every site, the last one leaving it whole. switches: sites whose levels are alternatives, no sizes. near,
     alike: see `cost_presence.presences`.
@@ -54,7 +56,7 @@ def fit(
     aligned = _Aligned(samples, levels or {}, frozenset(switches), near, alike)
     everything = np.arange(len(aligned.samples))
     aligned.settle(_terms(aligned, everything))
-    return _terms(aligned, everything), _left_out_spread(aligned)
+    return _terms(aligned, everything), _left_out_spread(aligned) if spread is None else spread
 
 
 class _Aligned:

@@ -7,10 +7,12 @@ answer, but a good one in a fraction of a second whatever the size, for a solver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 
 import numpy as np
+
+from graphprune.price_tables import PriceTables
 
 At = dict[str, int]
 """Site -> position of its level."""
@@ -23,19 +25,32 @@ _FRESH = 4
 
 
 class Descent:
-    """tables: sites -> milliseconds at every combination of their levels, one axis per site."""
+    """Descents over the same prices, from anywhere at any price of time. Places are positions of levels."""
 
-    def __init__(
-        self, levels: Mapping[str, Sequence[int]], tables: Mapping[tuple[str, ...], np.ndarray], fixed_ms: float
-    ) -> None:
-        self.sizes = {s: len(v) for s, v in levels.items()}
-        self.fixed_ms, self.tables = fixed_ms, tables
-        self._own: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {s: [] for s in levels}
-        for groups, table in tables.items():
+    def __init__(self, priced: PriceTables) -> None:
+        self.sizes = {s: len(v) for s, v in priced.levels.items()}
+        few = priced.fewest()
+        self.fixed_ms, self.tables = few.fixed_ms, few.tables
+        self._own: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {s: [] for s in self.sizes}
+        for groups, table in self.tables.items():
             for i, s in enumerate(groups):
                 others = tuple(g for g in groups if g != s)
                 self._own[s].append((others, np.moveaxis(table, i, -1)))
-        self.neighbours = {s: {g for others, _ in own for g in others} for s, own in self._own.items()}
+        self._shared = {s: self._tables_shared_by(s) for s in self.sizes}
+
+    def _tables_shared_by(self, site: str) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
+        """(neighbour, other sites, table with those first, then the site, then the neighbour): all that a neighbour's
+        milliseconds change by when the site moves. Tables of just these two are one."""
+        pairs: dict[str, np.ndarray] = {}
+        found = []
+        for others, table in self._own[site]:
+            for i, g in enumerate(others):
+                turned = np.moveaxis(table, i, -1)
+                if len(others) == 1:
+                    pairs[g] = pairs.get(g, 0) + turned
+                else:
+                    found.append((g, (*others[:i], *others[i + 1 :]), turned))
+        return [*((g, (), table) for g, table in pairs.items()), *found]
 
     def ms(self, at: At) -> float:
         return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
@@ -46,6 +61,13 @@ class Descent:
         for others, table in self._own[site]:
             total = total + table[tuple(at[g] for g in others)]
         return total
+
+    def changes(self, site: str, k: int, at: At) -> Iterator[tuple[str, np.ndarray]]:
+        """(neighbour, what its milliseconds change by at each of its levels) when a site goes to k from where it is."""
+        was = at[site]
+        for g, others, table in self._shared[site]:
+            here = table[tuple(at[o] for o in others)] if others else table
+            yield g, here[k] - here[was]
 
     def run(self, at: At, loss: Mapping[str, np.ndarray] | None, price: float) -> At:
         """A place from which no single site can lower loss + price x time; without losses, time alone."""
@@ -89,7 +111,7 @@ class Descent:
 
 
 class _Walk:
-    """A place that sites move away from. What each site has a part in is kept until a neighbour moves."""
+    """A place that sites move away from. What each site has a part in is kept, and changed as its neighbours move."""
 
     def __init__(self, descent: Descent, at: At) -> None:
         self.descent, self.at = descent, dict(at)
@@ -112,9 +134,10 @@ class _Walk:
     def move(self, site: str, k: int) -> None:
         own = self.ms_of(site)
         self.ms += float(own[k] - own[self.at[site]])
+        for other, more in self.descent.changes(site, k, self.at):
+            if other in self._known:
+                self._known[other] = self._known[other] + more
         self.at[site] = k
-        for other in self.descent.neighbours[site]:
-            self._known.pop(other, None)
 
     def run(self, loss: Mapping[str, np.ndarray] | None, price: float) -> _Walk:
         """See `Descent.run`."""

@@ -80,7 +80,7 @@ def improve(
 
     Losses do not add up, so they are measured again where the solver went: what the output gains if one site alone is
     left whole there. The curves, so corrected, are solved anew; where that does not help they are shaken at random.
-    Every candidate holds the time budget. start: levels to begin at, changed as far as the budget asks for it. parts:
+    Every candidate holds the time budget. start: levels to stay at, changed as far as the budget asks for it. parts:
     sites (such as those of one pass) whose own answers, all others left whole, are tried first: a search that begins
     from all at once may never come by what one of them does alone.
     Deterministic for a seed. step is called n_evaluations times.
@@ -113,10 +113,12 @@ def improve(
                 new.append((candidate, weights))
         return new
 
-    best = problem.solve(curves if start is None else _staying(start, levels, curves), budget_ms, start)
+    if start is not None:
+        curves = _staying(start, levels, curves)
+    best = problem.solve(curves, budget_ms, start)
     if not n_evaluations:
         return best, next(iter(evaluate([best])))
-    found = [best, *_answers_of_parts(parts, levels, curves, cost, budget_ms, ordered)][:left]
+    found = [best, *_answers_of_parts(parts, problem, curves, budget_ms)][:left]
     best_loss, best = min(zip(spend(found), found, strict=True), key=lambda pair: pair[0])
     centre: Mapping[str, float] = dict.fromkeys(levels, 0.0)  # logarithms of what the curves are multiplied by
     seen = {tuple(each.values()) for each in found}
@@ -136,17 +138,15 @@ def improve(
 
 
 def _answers_of_parts(
-    parts: Sequence[Collection[str]], levels: Mapping[str, Sequence[int]], curves: Mapping[str, np.ndarray],
-    cost: CostModel, budget_ms: float, ordered: Mapping[str, bool] | None,
-) -> list[dict[str, int]]:  # fmt: skip
+    parts: Sequence[Collection[str]], problem: Problem, curves: Mapping[str, np.ndarray], budget_ms: float
+) -> list[dict[str, int]]:
     """The solver's answer with the sites of each part alone, where it is within the budget."""
     found = []
     for part in parts:
-        own = {s: list(v) if s in part else [v[-1]] for s, v in levels.items()}
-        losses = {s: np.asarray(curves[s], float)[-len(own[s]) :] for s in levels}
-        problem = Problem(own, cost, ordered=ordered)
+        own = problem.only(part)
+        losses = {s: np.asarray(curves[s], float)[-len(v) :] for s, v in own.levels.items()}
         try:
-            found.append(problem.solve(losses, budget_ms, problem.fastest))
+            found.append(own.solve(losses, budget_ms, own.fastest))
         except InfeasibleTarget:
             continue
     return found

@@ -11,7 +11,7 @@ answer holds the budget under the full prices.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -22,6 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from graphprune.cost import CostModel
 from graphprune.descent import Descent
 from graphprune.errors import InfeasibleTarget
+from graphprune.price_tables import Levels, PriceTables, Tables
 from graphprune.quiet import silenced
 
 _SECONDS, _MOST_SECONDS = 4.0, 10.0
@@ -32,11 +33,6 @@ _MOST_VARIABLES, _FEW_VARIABLES = 8_000, 1_000
 _ROUNDS = 6
 _KINDS, _NEARLY_ALL = 24, 0.9
 _STEPS = 2
-
-Levels = Mapping[str, Sequence[int]]
-Tables = Mapping[tuple[str, ...], np.ndarray]
-"""Sites -> milliseconds at every combination of their levels, one axis per site."""
-
 
 def solve(
     levels: Levels, loss: Mapping[str, Sequence[float]], cost: CostModel, budget_ms: float, **options
@@ -59,23 +55,22 @@ class Problem:
 
     def __init__(
         self, levels: Levels, cost: CostModel, *, ordered: Mapping[str, bool] | None = None,
-        most_variables: int = _MOST_VARIABLES,
+        most_variables: int = _MOST_VARIABLES, priced: PriceTables | None = None,
     ) -> None:  # fmt: skip
-        self.levels = {s: [int(k) for k in v] for s, v in levels.items()}
-        self.cost, self.most_variables = cost, most_variables
+        """priced: the prices of these levels, if they have been looked up."""
+        self.cost, self.ordered, self.most_variables = cost, ordered, most_variables
+        levels = {s: [int(k) for k in v] for s, v in levels.items()}
+        self.priced = PriceTables.of(levels, cost) if priced is None else priced
+        self.levels, self.tables, self.fixed_ms = levels, self.priced.tables, self.priced.fixed_ms
         self.sizes = {s for s in levels if ordered is None or ordered.get(s, True)}
-        self.fixed_ms = cost.overhead_ms
-        tables: dict[tuple[str, ...], np.ndarray] = {}
-        for term in cost.merged():
-            shape = tuple(len(self.levels[s]) for s in term.groups)
-            grid = np.broadcast_to(np.asarray(term.ms(_grid(self.levels, term.groups)), float), shape)
-            if term.groups:
-                tables[term.groups] = tables.get(term.groups, 0) + grid
-            else:
-                self.fixed_ms += float(grid)
-        self.tables: Tables = tables
-        self.descent = Descent(self.levels, tables, self.fixed_ms)
-        self.thin = _thinned(tables, _LITTLE * cost.dense_ms)
+        self.descent = Descent(self.priced)
+        self.thin = _thinned(self.tables, _LITTLE * cost.dense_ms)
+
+    def only(self, sites: Collection[str]) -> Problem:
+        """The same problem where all other sites stay at their last level."""
+        priced = self.priced.only(sites)
+        return Problem(priced.levels, self.cost, ordered=self.ordered, most_variables=self.most_variables,
+                       priced=priced)  # fmt: skip
 
     def ms(self, chosen: Mapping[str, int]) -> float:
         """The time predicted at some levels."""
@@ -288,12 +283,6 @@ def _thinned(tables: Tables, little_ms: float) -> Tables:
             own = table.mean(axis=tuple(k for k in range(table.ndim) if k != i)) - mean * (1 - 1 / len(groups))
             thin[(s,)] = thin.get((s,), 0) + own
     return thin
-
-
-def _grid(levels: Levels, groups: Sequence[str]) -> dict[str, np.ndarray]:
-    """Levels of some sites, each along its own axis, so that they broadcast."""
-    shape = 1 - 2 * np.eye(len(groups), dtype=int)  # -1 on the site's own axis, 1 elsewhere
-    return {s: np.asarray(levels[s], np.int64).reshape(shape[i]) for i, s in enumerate(groups)}
 
 
 class _Equations:

@@ -41,7 +41,7 @@ class Scripted(ClosedLoop):
         ms = _DENSE_MS / self.measured[levels["a"]]
         return Built(levels, {}, b"", ms, (Timing((_DENSE_MS,) * 3), Timing((ms,) * 3)))
 
-    def _corrected(self, built):
+    def _corrected(self, built, near):
         return self.compiler.cost
 
     def _repaired(self, built):

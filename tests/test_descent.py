@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from graphprune.descent import Descent
+from graphprune.price_tables import PriceTables
 
 
 def instance(seed: int) -> tuple[Descent, dict[str, np.ndarray], dict[str, list[int]]]:
@@ -17,7 +18,7 @@ def instance(seed: int) -> tuple[Descent, dict[str, np.ndarray], dict[str, list[
     size = {s: len(v) for s, v in levels.items()}
     tables = {g: rng.uniform(0, 3, [size[s] for s in g]) for g in (("a",), ("b",), ("a", "b"), ("b", "c", "d"), ("d",))}
     loss = {s: np.sort(rng.exponential(size=size[s]))[::-1] * (np.arange(size[s]) < size[s] - 1) for s in levels}
-    return Descent(levels, tables, 0.5), loss, levels
+    return Descent(PriceTables(levels, tables, 0.5)), loss, levels
 
 
 def everywhere(levels: dict[str, list[int]]) -> list[dict[str, int]]:
