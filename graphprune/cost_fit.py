@@ -8,10 +8,13 @@ is there at all is learnt from the samples too (`cost_presence`): what a runtime
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations_with_replacement, pairwise, product
+from operator import and_
 
 import numpy as np
 from scipy.optimize import nnls
@@ -87,7 +90,7 @@ class _Aligned:
         self.sizes = [g for g in self.counts if g not in switches]
         self._columns = np.array([self.counts[g] for g in self.sizes], dtype=np.int64)
         self._columns = self._columns.reshape(len(self.sizes), len(samples)).T
-        self._extents: dict[tuple[bytes, bytes], Extent] = {}
+        self._extents: dict[tuple[Callable[..., Extent | None], bytes, bytes], Extent | None] = {}
         has = [[any((key.name, op) in run for op in key.ops) for run in runs] for key in found]
         self.present = [np.flatnonzero(h) for h in has]
         self.kernels = [[next(runs[b][key.name, op] for op in key.ops if (key.name, op) in runs[b]) for b in p]
@@ -153,7 +156,8 @@ class _Aligned:
             for i, sites in members
         ])  # fmt: skip
         tried = [([(*k.inputs, *k.outputs) for k in kernels], ()),
-                 ([(*k.inputs[:1], *k.outputs[:1]) for k in kernels], (number,))]  # fmt: skip
+                 ([(*k.inputs[:1], *k.outputs[:1]) for k in kernels], (number,)),
+                 (_in_any_order(kernels), (number, "any order"))]  # fmt: skip
         for shapes, mark in tried:
             if len({tuple(len(s) for s in each) for each in shapes}) == 1:
                 key, extents = _pattern_of(shapes, lambda column: _exact(column, roles, counts))
@@ -163,15 +167,37 @@ class _Aligned:
         return {}
 
     def _pattern(self, kernels: Sequence[Kernel], present: np.ndarray) -> tuple[tuple[object, ...], list[Extent]]:
-        """Operator and shapes with each varying axis replaced by the number of its extent, and those extents."""
-        def known(column: np.ndarray) -> Extent:
-            at = (present.tobytes(), column.tobytes())
-            if at not in self._extents:
-                self._extents[at] = extent(column, self.sizes, self._columns[present])
-            return self._extents[at]
+        """Operator and shapes with each varying axis replaced by the number of its extent, and those extents; the axes
+        in any order where the layout goes by the neighbours."""
+        columns = self._columns[present]
 
-        key, extents = _pattern_of(_shapes(kernels), known)
+        def known(how: Callable[..., Extent | None]) -> Callable[[np.ndarray], Extent | None]:
+            def look_up(column: np.ndarray) -> Extent | None:
+                at = (how, present.tobytes(), column.tobytes())
+                if at not in self._extents:
+                    self._extents[at] = how(column, self.sizes, columns)
+                return self._extents[at]
+            return look_up
+
+        for shapes, mark in ((_shapes(kernels), ()), (_in_any_order(kernels), ("any order",))):
+            key, extents = _pattern_of(shapes, known(_exact))
+            if all(e is not None for e in extents):
+                return (kernels[0].op, *mark, *key), extents
+        key, extents = _pattern_of(_shapes(kernels), known(extent))
         return (kernels[0].op, *key), extents
+
+
+def _in_any_order(kernels: Sequence[Kernel]) -> list[tuple[tuple[int, ...], ...]]:
+    """The first input and output of a kernel in some samples, whatever the layout: how many numbers there are for each
+    combination of the sizes that all samples have, then those sizes."""
+    tensors = [[k.inputs[:1] for k in kernels], [k.outputs[:1] for k in kernels]]
+    found = []
+    for shapes in tensors:
+        sizes = [Counter(s[0]) if s else Counter() for s in shapes]
+        common = reduce(and_, sizes)
+        fixed = tuple(sorted(common.elements()))
+        found.append([(math.prod((own - common).elements()), *fixed) for own in sizes])
+    return list(zip(*found, strict=True))
 
 
 def _shapes(kernels: Sequence[Kernel]) -> list[tuple[tuple[int, ...], ...]]:

@@ -9,7 +9,7 @@ import pytest
 
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.cost import CostModel, measure_cost, random_plan
-from graphprune.cost_fit import extent
+from graphprune.cost_fit import Sample, extent, fit
 from graphprune.cost_model import Factor
 from graphprune.errors import EnvironmentFault, UsageError
 from graphprune.target import Kernel, Timing
@@ -185,6 +185,21 @@ def test_an_axis_that_is_a_product_or_a_padded_sum_is_recognised():
     found = extent(up(joined), list("abcd"), COUNTS)
     assert {m.factors[0].group: m.coefficient for m in found if m.factors} == {"a": 1.0, "b": 1.0, "d": 2.0}
     assert np.max(np.abs(sum(m.at(counts) for m in found) - joined)) < 16
+
+
+def test_a_kernel_whose_layout_goes_by_the_neighbours_depends_on_its_own_width_alone():
+    """Channels first in blocks of 16 in some plans, last and as they are in others, one of them square."""
+    levels = {g: [8, 16, 24, 32, 40, 48] for g in "abcd"}
+    samples = []
+    for i, row in enumerate(COUNTS):
+        n, last = int(row[1]), i % 3 == 0
+        shape = (1, 24, 160, n) if last else (1, up(n), 24, 160)
+        kernel = Kernel("gate", "HardSigmoid", 0.01 * shape[3 if last else 1], (shape,), (shape,))
+        samples.append(Sample(dict(zip("abcd", map(int, row), strict=True)), [kernel], kernel.ms))
+    terms, _ = fit(samples, levels)
+    assert {t.groups for t in terms} == {("b",)}
+    for s in samples:  # which of the two layouts it is, no width can say: half a block is 0.08 ms
+        assert sum(float(t.ms(s.counts)) for t in terms) == pytest.approx(s.ms, abs=0.0801)
 
 
 def test_plans_are_on_the_levels_and_cover_both_ends():
