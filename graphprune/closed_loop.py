@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
 LOW, CLOSE, HIGH = 1.0, 1.03, 1.08
 """The window of accepted results: measured speed-up over the target; up to CLOSE nothing nearer is looked for."""
-_AIM, _AIM_MORE, _MOST_AIM, _MOST_MISSED = 1.02, 0.01, 1.05, 1.2
-"""What is aimed at over the target, how much more for each attempt that fell short, and at most: answers lean on what
-the prices flatter. Where they keep falling short by more, as much as they fell short, at most by the last."""
+_AIM, _AIM_MORE, _MOST_AIM = 1.02, 0.01, 1.05
+"""What is aimed at over the target, how much more for each attempt that fell short, and at most."""
+_LEAST_STEP, _LEAST_KEPT = 0.01, 0.3
+"""Natural logarithm of a step in speed of which something can be learnt, and what is kept of steps at least."""
 _ATTEMPTS = 7
 _ENOUGH = 3
 """Candidates inside the window of which one is taken, though none is close to the target."""
@@ -72,6 +73,7 @@ class ClosedLoop:
         self.attempts: list[Attempt] = []
         self._how = "measured"
         self._repair = Repair()
+        self._kept: list[float] = []  # what was left of the predicted steps in speed, as logarithms
 
     def run(self) -> Result:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
@@ -89,15 +91,17 @@ class ClosedLoop:
         for i in range(_ATTEMPTS):
             wanted = self._wanted(cost.dense_ms)
             n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN)
-            aim = self._aim(wanted)
             start = None if nearest is None else nearest.levels
-            levels, reachable = self._search(cost, cost.dense_ms / (wanted * aim), n_evaluations, start)
+            budget_ms = cost.dense_ms / self._asked(wanted, nearest)
+            levels, reachable = self._search(cost, budget_ms, n_evaluations, start)
             with c.stage(f"measure {i + 1}"):
                 built = self._build(levels, cost)
             ratio, over = built.ratio.value, self._over(built)
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self._how = "measured" if built.ratio.source == "measured" else "modelled"
             c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
+            if nearest is not None:
+                self._learn(nearest, cost.dense_ms / built.predicted_ms, ratio)
             if i:  # the first was not searched for
                 nearest = min(filter(None, (built, nearest)), key=lambda b: abs(math.log(self._over(b) / _AIM)))
             cost = self._corrected(built, nearest or built)
@@ -131,12 +135,23 @@ class ClosedLoop:
             fix="lower the target, or allow more passes",
         )
 
-    def _aim(self, wanted: float) -> float:
-        """What to ask of the solver next, over what is wanted."""
-        tried = self.attempts[1:]  # the first is made with uncorrected prices
-        aim = min(_AIM + sum(a.measured < wanted for a in tried) * _AIM_MORE, _MOST_AIM)
-        missed = [a.predicted / a.measured for a in tried]
-        return max(aim, min(_AIM * float(np.median(missed)), _MOST_MISSED)) if missed else aim
+    def _asked(self, wanted: float, nearest: Built | None) -> float:
+        """The speed-up to ask of the solver. Its answers lean on what the prices flatter: of a step up from what came
+        nearest, more is asked for than is wanted where less was kept of those before."""
+        short = sum(a.measured < wanted for a in self.attempts[1:])  # the first is made with uncorrected prices
+        aim = wanted * min(_AIM + short * _AIM_MORE, _MOST_AIM)
+        if nearest is None:
+            return aim
+        step = math.log(aim / nearest.ratio.value)
+        if step > 0 and self._kept:
+            step /= float(np.median(self._kept))
+        return nearest.ratio.value * math.exp(step)
+
+    def _learn(self, nearest: Built, predicted: float, measured: float) -> None:
+        """What was kept of a step up from what came nearest."""
+        step = math.log(predicted / nearest.ratio.value)
+        if step > _LEAST_STEP:
+            self._kept.append(min(max(math.log(measured / nearest.ratio.value) / step, _LEAST_KEPT), 1.0))
 
     def _over(self, built: Built) -> float:
         """How many times as fast as wanted a candidate is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -89,3 +90,15 @@ def test_more_is_asked_for_after_each_attempt_that_falls_short_and_only_then() -
     loop = Scripted([2.5, 1.98, 1.97, 2.2, 2.01])
     loop.run()
     assert loop.aims == pytest.approx([1.02, 1.02, 1.03, 1.04, 1.04])
+
+
+@pytest.mark.parametrize(("kept", "asked"), [(1.0, 1.0), (0.5, 2.0), (0.1, 1 / 0.3), (3.0, 1.0)])
+def test_of_steps_up_as_much_more_is_asked_for_as_was_lost_of_those_before(kept: float, asked: float) -> None:
+    """Prices promise what is asked for; what is measured is a share of the step from what came nearest."""
+    loop = Scripted([2.5, 1.6, 1.6, 2.01])
+    loop.run()  # makes the aims of what has not fallen short by much
+    near = loop._build({"a": 1}, None)
+    loop.attempts, loop._kept = [], []
+    loop._learn(near, 1.8, 1.6 * (1.8 / 1.6) ** kept)
+    assert math.log(loop._asked(2.0, near) / 1.6) == pytest.approx(asked * math.log(1.02 * 2.0 / 1.6))
+    assert loop._asked(1.5, near) == pytest.approx(1.02 * 1.5)  # a step down is taken at its word
