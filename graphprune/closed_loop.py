@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.approach import Approach, Candidate, Question
 from graphprune.carry_out import Choices, apply, kept_channels, lowered, rounds
 from graphprune.cost import CostModel
 from graphprune.edit import shrink
@@ -38,14 +39,10 @@ if TYPE_CHECKING:
 
 LOW, CLOSE, HIGH = 1.0, 1.03, 1.08
 """The window of accepted results: measured speed-up over the target; up to CLOSE nothing nearer is looked for."""
-_AIM, _AIM_MORE, _MOST_AIM = 1.02, 0.01, 1.05
-"""What is aimed at over the target, how much more for each attempt that fell short, and at most."""
-_LEAST_STEP, _LEAST_KEPT = 0.01, 0.3
-"""Natural logarithm of a step in speed of which something can be learnt, and what is kept of steps at least."""
 _ATTEMPTS = 7
 _ENOUGH = 3
 """Candidates inside the window of which one is taken, though none is close to the target."""
-_EVALUATIONS, _EVALUATIONS_AGAIN = 60, 4
+_EVALUATIONS, _EVALUATIONS_AGAIN = 60, 8
 _HOLDING = 3
 """Kernels that are named where a target is out of reach."""
 
@@ -73,38 +70,33 @@ class ClosedLoop:
         self.attempts: list[Attempt] = []
         self._how = "measured"
         self._repair = Repair()
-        self._kept: list[float] = []  # what was left of the predicted steps in speed, as logarithms
 
     def run(self) -> Result:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
 
-        The first attempt checks the prices, the second searches under corrected ones, further ones change what came
-        nearest as little as they must. Of the candidates inside the window the one that is expected to lose least is
-        finished, once one of them is close to the target or there are enough; failing that, the least overshoot of what
-        was built.
+        The first attempt checks the prices, the second searches under corrected ones, further ones come nearer (see
+        `approach`). Of the candidates inside the window the one that is expected to lose least is finished, once one of
+        them is close to the target or there are enough; failing that, the least overshoot of what was built.
         """
         c, cost = self.compiler, self.compiler.cost
+        approach = Approach(c.levels, cost.dense_ms / self._wanted(cost.dense_ms))
         finished: list[Result] = []
         inside: list[Built] = []
         beyond: list[Built] = []
-        nearest: Built | None = None
         for i in range(_ATTEMPTS):
-            wanted = self._wanted(cost.dense_ms)
-            n_evaluations = {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN)
-            start = None if nearest is None else nearest.levels
-            budget_ms = cost.dense_ms / self._asked(wanted, nearest)
-            levels, reachable = self._search(cost, budget_ms, n_evaluations, start)
+            question = approach.question(cost)
+            levels, reachable = self._search(cost, question, {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN))
+            if any(levels == tried.levels for tried in approach.tried):
+                break
             with c.stage(f"measure {i + 1}"):
                 built = self._build(levels, cost)
             ratio, over = built.ratio.value, self._over(built)
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self._how = "measured" if built.ratio.source == "measured" else "modelled"
             c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
-            if nearest is not None:
-                self._learn(nearest, cost.dense_ms / built.predicted_ms, ratio)
             if i:  # the first was not searched for
-                nearest = min(filter(None, (built, nearest)), key=lambda b: abs(math.log(self._over(b) / _AIM)))
-            cost = self._corrected(built, nearest or built)
+                approach.learn(levels, built.predicted_ms, cost.dense_ms / ratio)
+            cost = self._corrected(built, approach.nearest or Candidate(levels, cost.dense_ms / ratio))
             whole = all(levels[name] == full for name, full in c.full.items())
             if over < LOW and not reachable:
                 break
@@ -135,24 +127,6 @@ class ClosedLoop:
             fix="lower the target, or allow more passes",
         )
 
-    def _asked(self, wanted: float, nearest: Built | None) -> float:
-        """The speed-up to ask of the solver. Its answers lean on what the prices flatter: of a step up from what came
-        nearest, more is asked for than is wanted where less was kept of those before."""
-        short = sum(a.measured < wanted for a in self.attempts[1:])  # the first is made with uncorrected prices
-        aim = wanted * min(_AIM + short * _AIM_MORE, _MOST_AIM)
-        if nearest is None:
-            return aim
-        step = math.log(aim / nearest.ratio.value)
-        if step > 0 and self._kept:
-            step /= float(np.median(self._kept))
-        return nearest.ratio.value * math.exp(step)
-
-    def _learn(self, nearest: Built, predicted: float, measured: float) -> None:
-        """What was kept of a step up from what came nearest."""
-        step = math.log(predicted / nearest.ratio.value)
-        if step > _LEAST_STEP:
-            self._kept.append(min(max(math.log(measured / nearest.ratio.value) / step, _LEAST_KEPT), 1.0))
-
     def _over(self, built: Built) -> float:
         """How many times as fast as wanted a candidate is."""
         return built.ratio.value / self._wanted(built.timings[0].median_ms)
@@ -178,37 +152,35 @@ class ClosedLoop:
         reached = result.report.reached
         return LOW <= reached.speedup / self._wanted(reached.dense_ms) <= most
 
-    def _search(
-        self, cost: CostModel, budget_ms: float, n_evaluations: int, start: Mapping[str, int] | None = None
-    ) -> tuple[dict[str, int], bool]:
-        """Levels for a budget, near `start` if given, and whether it is thought reachable; the fastest levels where it
-        is not."""
-        c = self.compiler
-        if cost.predict(c.full).ms <= budget_ms:  # exact rewrites alone are enough
+    def _search(self, cost: CostModel, question: Question, n_evaluations: int) -> tuple[dict[str, int], bool]:
+        """Levels that answer a question, and whether it is thought to have an answer; the fastest levels where it has
+        none."""
+        c, levels, repair = self.compiler, question.levels, self._repair
+        if cost.predict(c.full).ms <= question.budget_ms:  # exact rewrites alone are enough
             return dict(c.full), True
-        repair = self._repair
         curves = {s: repair.rounded * curve if s in c.rounding else np.vectorize(repair.refitted)(curve)
                   for s, curve in c.curves.items()}  # fmt: skip
+        curves = {s: curve[[c.levels[s].index(k) for k in levels[s]]] for s, curve in curves.items()}
         try:
             if not n_evaluations:
-                return Problem(c.levels, cost, ordered=c.ordered).solve(curves, budget_ms), True
+                return Problem(levels, cost, ordered=c.ordered).solve(curves, question.budget_ms), True
             with c.stage("search", n_evaluations) as step:
-                levels, _ = improve(
-                    c.levels,
+                found, _ = improve(
+                    levels,
                     curves,
                     cost,
-                    budget_ms,
+                    question.budget_ms,
                     lambda candidates: c.losses(candidates, repair),
                     ordered=c.ordered,
-                    start=start,
-                    parts=[] if start else c.parts,
+                    start=question.start,
+                    parts=c.parts if n_evaluations == _EVALUATIONS else [],
                     n_evaluations=n_evaluations,
                     seed=c.seed,
                     step=step,
                 )
-                return levels, True
+                return found, True
         except InfeasibleTarget:
-            return Problem(c.levels, cost, ordered=c.ordered).fastest, False
+            return Problem(levels, cost, ordered=c.ordered).fastest, False
 
     def _build(self, levels: Mapping[str, int], cost: CostModel) -> Built:
         """Build the model at these levels and time it against the dense one, in turns."""
@@ -219,13 +191,13 @@ class ClosedLoop:
         )
         return Built(dict(levels), c.choose(levels), data, cost.predict(levels).ms, (timings[0], timings[1]))
 
-    def _corrected(self, built: Built, near: Built) -> CostModel:
+    def _corrected(self, built: Built, near: Candidate) -> CostModel:
         """Prices that know what was built: its kernels join the samples; what is then still off at `near` is taken off
         all."""
         c = self.compiler
         kernels = c.backend.profile(built.data, c.data.timing, repeats=9)
         cost = c.scaled(c.prices.add(built.levels, kernels, c.cost.dense_ms / built.ratio.value))
-        return cost.correct(c.cost.dense_ms / near.ratio.value / cost.predict(near.levels).ms)
+        return cost.correct(near.ms / cost.predict(near.levels).ms)
 
     def _obstacle(self) -> str:
         """Which part of the time no site can change, and where most is left at the fastest levels there are."""

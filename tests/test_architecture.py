@@ -36,7 +36,7 @@ LAYERS = [
     {"context", "align", "canonicalise", "qdq", "recentre", "smoothing"},
     {"sites", "refit", "branch_fit"},
     {"passes", "backends"},
-    {"prepare", "solver", "nearness"},
+    {"prepare", "solver", "nearness", "approach"},
     {"carry_out", "result", "search", "likeness", "dual", "summary", "inspect", "certificate"},
     {"closed_loop"},
     {"compiler"},

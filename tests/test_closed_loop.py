@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -26,17 +25,20 @@ class Scripted(ClosedLoop):
     losses: list[float] = field(default_factory=list)
     finally_: dict[int, float] = field(default_factory=dict)
     finished: list[int] = field(default_factory=list)
+    always: int | None = None
 
     def __post_init__(self) -> None:
-        cost = SimpleNamespace(dense_ms=_DENSE_MS)
-        super().__init__(SimpleNamespace(cost=cost, full={"a": -1}, stage=choose(quiet=True).stage, device="host",
-                                         progress=choose(quiet=True)), Target(speedup=2.0))  # fmt: skip
-        self._levels: Iterator[int] = iter(range(len(self.measured)))
-        self.aims: list[float] = []
+        cost = SimpleNamespace(dense_ms=_DENSE_MS, predict=self._predict)
+        levels = {"a": range(len(self.measured))}
+        super().__init__(SimpleNamespace(cost=cost, levels=levels, full={"a": -1}, stage=choose(quiet=True).stage,
+                                         device="host", progress=choose(quiet=True)), Target(speedup=2.0))  # fmt: skip
+        self._next: Iterator[int] = iter(range(len(self.measured)))
 
-    def _search(self, cost, budget_ms, n_evaluations, start=None):
-        self.aims.append(_DENSE_MS / budget_ms / 2.0)
-        return {"a": next(self._levels)}, True
+    def _predict(self, levels):
+        return SimpleNamespace(ms=_DENSE_MS / self.measured[levels["a"]])
+
+    def _search(self, cost, question, n_evaluations):
+        return {"a": self.always if self.always is not None else next(self._next)}, True
 
     def _build(self, levels, cost):
         ms = _DENSE_MS / self.measured[levels["a"]]
@@ -86,19 +88,8 @@ def test_out_of_reach_tells_the_most_that_was_measured() -> None:
     assert caught.value.best == pytest.approx(1.9)
 
 
-def test_more_is_asked_for_after_each_attempt_that_falls_short_and_only_then() -> None:
-    loop = Scripted([2.5, 1.98, 1.97, 2.2, 2.01])
-    loop.run()
-    assert loop.aims == pytest.approx([1.02, 1.02, 1.03, 1.04, 1.04])
-
-
-@pytest.mark.parametrize(("kept", "asked"), [(1.0, 1.0), (0.5, 2.0), (0.1, 1 / 0.3), (3.0, 1.0)])
-def test_of_steps_up_as_much_more_is_asked_for_as_was_lost_of_those_before(kept: float, asked: float) -> None:
-    """Prices promise what is asked for; what is measured is a share of the step from what came nearest."""
-    loop = Scripted([2.5, 1.6, 1.6, 2.01])
-    loop.run()  # makes the aims of what has not fallen short by much
-    near = loop._build({"a": 1}, None)
-    loop.attempts, loop._kept = [], []
-    loop._learn(near, 1.8, 1.6 * (1.8 / 1.6) ** kept)
-    assert math.log(loop._asked(2.0, near) / 1.6) == pytest.approx(asked * math.log(1.02 * 2.0 / 1.6))
-    assert loop._asked(1.5, near) == pytest.approx(1.02 * 1.5)  # a step down is taken at its word
+def test_nothing_is_built_twice() -> None:
+    loop = Scripted([1.9], always=0)
+    with pytest.raises(InfeasibleTarget):
+        loop.run()
+    assert len(loop.attempts) == 2
