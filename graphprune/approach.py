@@ -61,6 +61,10 @@ class Approach:
             self._kept.append(min(max(math.log(self.nearest.ms / ms) / step, _LEAST_KEPT), 1.0))
         self.tried.append(Candidate(dict(levels), ms))
 
+    def correct(self, levels: Levels, ms: float) -> None:
+        """A candidate took another time once it was finished."""
+        self.tried = [*(c for c in self.tried if c.levels != levels), Candidate(dict(levels), ms)]
+
     def question(self, cost: CostModel) -> Question:
         """What to ask next of prices that are right at the nearest candidate."""
         between = self._between(cost)

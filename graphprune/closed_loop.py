@@ -113,6 +113,8 @@ class ClosedLoop:
                 if self._holds(result, math.inf if whole else HIGH):
                     return result
                 finished.append(result)
+                approach.correct(best.levels, cost.dense_ms / result.report.reached.speedup)
+                cost = _right_at(approach.nearest, cost)
         for built in [*sorted(inside, key=self._expected), *sorted(beyond, key=self._over)[:1]]:
             if not any(self._holds(r) for r in finished):
                 finished.append(self._finish(built))
@@ -197,7 +199,7 @@ class ClosedLoop:
         c = self.compiler
         kernels = c.backend.profile(built.data, c.data.timing, repeats=9)
         cost = c.scaled(c.prices.add(built.levels, kernels, c.cost.dense_ms / built.ratio.value))
-        return cost.correct(near.ms / cost.predict(near.levels).ms)
+        return _right_at(near, cost)
 
     def _obstacle(self) -> str:
         """Which part of the time no site can change, and where most is left at the fastest levels there are."""
@@ -318,3 +320,8 @@ class ClosedLoop:
                     fix="this is a defect of graphprune: please report it",
                 )
         return checks
+
+
+def _right_at(near: Candidate, cost: CostModel) -> CostModel:
+    """Prices that say of a candidate what was measured."""
+    return cost.correct(near.ms / cost.predict(near.levels).ms)

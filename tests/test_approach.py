@@ -61,6 +61,13 @@ def test_the_nearest_is_stayed_at() -> None:
     assert question.start == {"a": 2, "b": 1} and question.levels == LEVELS
 
 
+def test_a_candidate_that_is_slower_once_finished_counts_as_that() -> None:
+    approach = tried((1, 49.0), (2, 30.0))
+    approach.correct({"a": 1, "b": 1}, 51.0)
+    assert approach.nearest.ms == 51.0 and len(approach.tried) == 2
+    assert approach.question(Prices(49.0, 30.0)).budget_ms == pytest.approx(30 + (50 / 1.015 - 30) * 19 / 21)
+
+
 def test_between_two_sides_there_are_only_their_levels_and_prices_are_right_at_both() -> None:
     approach = tried((1, 40.0), (4, 60.0), (2, 30.0), (3, 70.0))
     question = approach.question(Prices(10.0, 0.0, 99.0, 20.0))  # 10 ms of prices are 20 ms of the clock

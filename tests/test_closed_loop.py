@@ -29,6 +29,7 @@ class Scripted(ClosedLoop):
 
     def __post_init__(self) -> None:
         cost = SimpleNamespace(dense_ms=_DENSE_MS, predict=self._predict)
+        cost.correct = lambda factor: cost
         levels = {"a": range(len(self.measured))}
         super().__init__(SimpleNamespace(cost=cost, levels=levels, full={"a": -1}, stage=choose(quiet=True).stage,
                                          device="host", progress=choose(quiet=True)), Target(speedup=2.0))  # fmt: skip
