@@ -40,17 +40,9 @@ class Descent:
 
     def _tables_shared_by(self, site: str) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
         """(neighbour, other sites, table with those first, then the site, then the neighbour): all that a neighbour's
-        milliseconds change by when the site moves. Tables of just these two are one."""
-        pairs: dict[str, np.ndarray] = {}
-        found = []
-        for others, table in self._own[site]:
-            for i, g in enumerate(others):
-                turned = np.moveaxis(table, i, -1)
-                if len(others) == 1:
-                    pairs[g] = pairs.get(g, 0) + turned
-                else:
-                    found.append((g, (*others[:i], *others[i + 1 :]), turned))
-        return [*((g, (), table) for g, table in pairs.items()), *found]
+        milliseconds change by when the site moves."""
+        return [(g, (*others[:i], *others[i + 1 :]), np.moveaxis(table, i, -1))
+                for others, table in self._own[site] for i, g in enumerate(others)]  # fmt: skip
 
     def ms(self, at: At) -> float:
         return self.fixed_ms + sum(float(t[tuple(at[s] for s in groups)]) for groups, t in self.tables.items())
@@ -66,7 +58,7 @@ class Descent:
         """(neighbour, what its milliseconds change by at each of its levels) when a site goes to k from where it is."""
         was = at[site]
         for g, others, table in self._shared[site]:
-            here = table[tuple(at[o] for o in others)] if others else table
+            here = table[tuple(at[o] for o in others)]
             yield g, here[k] - here[was]
 
     def run(self, at: At, loss: Mapping[str, np.ndarray] | None, price: float) -> At:
