@@ -78,7 +78,8 @@ class Backend(Protocol):
         """Times of all models, taken in turns (A B A B) after a warm-up; see `graphprune.target.speedup`.
 
         Goes on until there are `min_rounds` rounds over `min_seconds` and every paired ratio to models[0] (with one
-        model: its time) has at most `spread`, or until `max_seconds` have passed.
+        model: its time) has at most `spread`, or until `max_seconds` have passed, in three rounds at least. Where how
+        a model comes to lie in memory makes a difference, every round loads it anew, unless it is loaded already.
         """
         ...
 

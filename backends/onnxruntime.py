@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,6 @@ from graphprune.target import Kernel, Timing
 
 _WARM_RUNS = 2
 _BLOCK_SECONDS = 0.02
-_LOADS = 3
-"""Times a model is loaded while it is measured: where its memory comes to lie alone makes some per cent."""
 _IN_MEMORY_BYTES = 1_800_000_000  # a protobuf message ends at 2 GiB
 _LARGE_BYTES = 65_536
 _IN_MEMORY = "in memory"
@@ -157,17 +155,20 @@ class OnnxRuntime:
         max_seconds: float = 20.0,
         spread: float = 0.01,
     ) -> list[Timing]:
-        rounds: list[list[float]] = [[] for _ in models]
-        started = time.perf_counter()
-        for n in range(1, _LOADS + 1):
-            loaded = [m if isinstance(m, Session) else self.load(m) for m in models]
-            takes = [partial(self._block_ms, session, feed, self._runs_in_block(session, feed)) for session in loaded]
-            share = n / _LOADS
-            own = in_turns(takes, started=started, min_rounds=min_rounds * share, min_seconds=min_seconds * share,
-                           max_seconds=max_seconds * share, spread=spread * _LOADS**0.5, before=len(rounds[0]))
-            for all_of_it, timing in zip(rounds, own, strict=True):
-                all_of_it += timing.rounds_ms
-        return [Timing(tuple(r)) for r in rounds]
+        return in_turns([self._take(model, feed) for model in models], started=time.perf_counter(),
+                        min_rounds=min_rounds, min_seconds=min_seconds, max_seconds=max_seconds, spread=spread)
+
+    def _take(self, model: Model | Session, feed: Feed) -> Callable[[], float]:
+        """What times a model once. Unless it is loaded already, it is for every time: where its memory comes to lie
+        alone makes some per cent, and whoever deploys it loads it once."""
+        if isinstance(model, Session):
+            return partial(self._block_ms, model, feed, self._runs_in_block(model, feed))
+
+        def take() -> float:
+            session = self.load(model)
+            return self._block_ms(session, feed, self._runs_in_block(session, feed))
+
+        return take
 
     def _runs_in_block(self, session: Session, feed: Feed) -> int:
         session.check(feed)

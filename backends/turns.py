@@ -7,26 +7,30 @@ from collections.abc import Callable, Sequence
 
 from graphprune.target import Timing, median_spread, speedup
 
+_FEWEST = 3
+"""Rounds there must be, however long they take."""
+
 
 def in_turns(
-    takes: Sequence[Callable[[], float]], *, started: float, min_rounds: float, min_seconds: float,
-    max_seconds: float, spread: float, before: int = 0,
+    takes: Sequence[Callable[[], float]], *, started: float, min_rounds: int, min_seconds: float,
+    max_seconds: float, spread: float,
 ) -> list[Timing]:  # fmt: skip
     """The times in ms that `takes` give, each called once a round; see `base.Backend.measure` for when it ends.
 
-    started: the `time.perf_counter` from which seconds count; before: rounds that were taken already, which count, too.
+    started: the `time.perf_counter` from which seconds count.
     """
     rounds: list[list[float]] = [[] for _ in takes]
     while True:
         # every other round runs backwards, so that nothing is always the one after the same neighbour
-        done = before + len(rounds[0])
+        done = len(rounds[0])
         for i in range(len(takes)) if done % 2 == 0 else reversed(range(len(takes))):
             rounds[i].append(takes[i]())
-        seconds = time.perf_counter() - started
-        if done + 1 >= min_rounds and seconds >= min_seconds:
-            timings = [Timing(tuple(r)) for r in rounds]
-            if seconds >= max_seconds or _widest(timings) <= spread:
-                return timings
+        done, seconds = done + 1, time.perf_counter() - started
+        timings = [Timing(tuple(r)) for r in rounds]
+        if done >= _FEWEST and seconds >= max(min_seconds, max_seconds):
+            return timings
+        if done >= min_rounds and seconds >= min_seconds and _widest(timings) <= spread:
+            return timings
 
 
 def _widest(timings: Sequence[Timing]) -> float:

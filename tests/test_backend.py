@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphprune.backends import profile
+from graphprune.backends import profile, turns
 from graphprune.backends.onnxruntime import OnnxRuntime
 from graphprune.canonicalise import canonicalise
 from graphprune.errors import UsageError
@@ -47,6 +47,35 @@ def test_weights_given_by_reference_outlive_the_model_and_are_never_written(back
 def test_no_threads_is_a_usage_error():
     with pytest.raises(UsageError):
         OnnxRuntime(threads=0)
+
+
+def test_every_round_of_a_measurement_loads_anew_what_is_not_loaded_already(monkeypatch):
+    """Where memory comes to lie makes some per cent: what is loaded once would be measured with one throw of that."""
+    backend, loads = OnnxRuntime(threads=1), []
+    load = OnnxRuntime.load
+    monkeypatch.setattr(OnnxRuntime, "load", lambda self, model, **how: loads.append(model) or load(self, model, **how))
+    ready = backend.load(DENSE)
+    smaller = FAMILY.build({**FAMILY.sizes, "stream1": 16})
+    timings = backend.measure([ready, smaller], FAMILY.feed, min_rounds=5, spread=10.0)
+    assert [t.rounds for t in timings] == [5, 5]
+    assert loads == [DENSE] + [smaller] * 5
+
+
+@pytest.mark.parametrize("limits, rounds", [
+    ({"max_seconds": 0.0}, 3), ({"max_seconds": 1e9, "spread": 0.5}, 8),
+    ({"max_seconds": 1e9, "min_seconds": 0.2, "spread": 0.5}, 20), ({"max_seconds": 0.155, "spread": 0.0}, 16),
+])  # fmt: skip
+def test_rounds_go_on_until_there_are_enough_or_time_is_up(limits, rounds, monkeypatch):
+    now = 0.0
+
+    def take() -> float:
+        nonlocal now
+        now += 0.005
+        return 5.0 + (now % 0.01)
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now)
+    found = turns.in_turns([take, take], started=0.0, **({"min_rounds": 8, "min_seconds": 0.0, "spread": 0.5} | limits))
+    assert [t.rounds for t in found] == [rounds, rounds]
 
 
 def test_a_profile_shows_the_fused_graph(backend):
