@@ -49,7 +49,7 @@ from tools.ablation_pages import (
     picture,
 )
 from tools.sequences import Made, prune_then_quantise, quantise_then_prune
-from tools.shared import Row, Rows, console, exit_with, factors_option, quality
+from tools.shared import Row, Rows, console, exit_with, factors_option, quality, seeds_option
 
 SPEEDUPS, SEEDS = "2,3,4", "0,1,2"
 METHODS = (DENSE, *RUNTIME, *AT_A_TARGET)
@@ -269,20 +269,13 @@ def draw_pages(rows: Rows) -> None:
     atomic_write(rows.path.with_suffix(".svg"), picture(rows.all).encode())
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise argparse.ArgumentTypeError("write seeds as 0,1,2") from None
-
-
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(models.TASKS)}")
     parser.add_argument("--speedups", type=factors_option, default=SPEEDUPS)
     parser.add_argument("--joint", type=factors_option, default=[], metavar="SPEEDUPS",
                         help="factors for the joint solve alone, such as those that ONNX Runtime's models have")
-    parser.add_argument("--seeds", type=_seeds, default=SEEDS)
+    parser.add_argument("--seeds", type=seeds_option, default=SEEDS)
     parser.add_argument("--samples", type=int, default=320, help="calibration samples, a fifth of them held out")
     parser.add_argument("--limit", type=int, help="judge on the first so many evaluation samples (default: all)")
     parser.add_argument("--only", choices=METHODS, action="append", metavar="METHOD",

@@ -90,6 +90,14 @@ def factors_option(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(error.what) from error
 
 
+def seeds_option(text: str) -> list[int]:
+    """`0,1,2` for argparse, ascending."""
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError("write seeds as 0,1,2") from None
+
+
 def console() -> Console:
     """Standard output; colours only on a terminal, and lines long enough for a table elsewhere."""
     out = Console(highlight=False)
