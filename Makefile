@@ -75,7 +75,8 @@ $(OPENVINO)/.test: pyproject.toml constraints.txt
 	@$(OPENVINO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-# Text for MiniLM. Without it the tests that need it are skipped and say so.
+# Text for MiniLM, and the lists by which pictures for EfficientNet are found. Without them the tests that need them are
+# skipped and say so.
 descriptions:
 	@if ls $(LISTS) >/dev/null 2>&1 || ls .cache/graphprune/debian_descriptions_*.json >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

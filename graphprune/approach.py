@@ -35,11 +35,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """The levels to choose from, the budget by the prices, and levels to stay at as far as the budget allows."""
+    """The levels to choose from, the budget by the prices, and levels to stay at as far as the budget allows.
+
+    afresh: nothing is known yet that an answer should be near to.
+    """
 
     levels: Mapping[str, Sequence[int]]
     budget_ms: float
     start: Levels | None = None
+    afresh: bool = False
 
 
 class Approach:
@@ -72,7 +76,7 @@ class Approach:
             return between
         aim = min(_AIM + _AIM_MORE * sum(c.ms > self.wanted_ms for c in self.tried), _MOST_AIM)
         if self.nearest is None:
-            return Question(self.levels, self.wanted_ms / aim)
+            return Question(self.levels, self.wanted_ms / aim, afresh=True)
         step = math.log(aim / self._over(self.nearest))
         if step > 0 and self._kept:
             step /= float(np.median(self._kept))

@@ -175,7 +175,7 @@ class ClosedLoop:
                     lambda candidates: c.losses(candidates, repair),
                     ordered=c.ordered,
                     start=question.start,
-                    parts=c.parts if n_evaluations == _EVALUATIONS else [],
+                    parts=c.parts if question.afresh else [],
                     n_evaluations=n_evaluations,
                     seed=c.seed,
                     step=step,

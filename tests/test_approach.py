@@ -34,7 +34,7 @@ def tried(*candidates: tuple[int, float], predicted: float = 50.0) -> Approach:
 
 def test_at_first_all_levels_are_asked_a_little_more_than_is_wanted() -> None:
     question = tried().question(Prices(1, 2, 3, 4))
-    assert question.levels == LEVELS and question.start is None
+    assert question.levels == LEVELS and question.start is None and question.afresh
     assert question.budget_ms == pytest.approx(50 / 1.02)
 
 
@@ -48,17 +48,16 @@ def test_more_is_asked_for_each_candidate_that_fell_short() -> None:
 @pytest.mark.parametrize(("kept", "asked"), [(1.0, 1.0), (0.5, 2.0), (0.1, 1 / 0.3), (3.0, 1.0)])
 def test_of_steps_up_as_much_more_is_asked_for_as_was_lost_of_those_before(kept: float, asked: float) -> None:
     approach = tried((1, 70.0))
-    approach.learn({"a": 2, "b": 1}, 60.0, 70.0 * (60 / 70) ** kept)
+    approach.learn({"a": 2, "b": 1}, 66.0, 70.0 * (66 / 70) ** kept)
     near = approach.nearest
-    if near.ms < 50:
-        return
+    assert near.ms > 50
     assert math.log(near.ms / approach.question(Prices(70, 65)).budget_ms) == pytest.approx(
         asked * math.log(near.ms / 50 * 1.04))  # fmt: skip
 
 
 def test_the_nearest_is_stayed_at() -> None:
     question = tried((1, 70.0), (2, 60.0), (3, 65.0)).question(Prices(70, 60, 65))
-    assert question.start == {"a": 2, "b": 1} and question.levels == LEVELS
+    assert question.start == {"a": 2, "b": 1} and question.levels == LEVELS and not question.afresh
 
 
 def test_a_candidate_that_is_slower_once_finished_counts_as_that() -> None:
@@ -71,7 +70,7 @@ def test_a_candidate_that_is_slower_once_finished_counts_as_that() -> None:
 def test_between_two_sides_there_are_only_their_levels_and_prices_are_right_at_both() -> None:
     approach = tried((1, 40.0), (4, 60.0), (2, 30.0), (3, 70.0))
     question = approach.question(Prices(10.0, 0.0, 99.0, 20.0))  # 10 ms of prices are 20 ms of the clock
-    assert question.levels == {"a": [1, 4], "b": [1]} and question.start is None
+    assert question.levels == {"a": [1, 4], "b": [1]} and question.start is None and not question.afresh
     assert question.budget_ms == pytest.approx(10.0 + (50 / 1.015 - 40) / 2)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import models
 from graphprune.errors import EnvironmentFault, UsageError
-from models import debian, images, mnist_cnn, pp_det, pp_rec, text, zoo
+from models import debian, images, mnist_cnn, objects, pp_det, pp_rec, text, zoo
 from models.task import Run, Task, batches, cached, onnx_runner, package_file, replacing
 from models.zoo.base import VOCABULARY
 
@@ -98,6 +98,37 @@ def test_calibration_and_evaluation_photographs_share_no_pixel(monkeypatch: pyte
     monkeypatch.setattr(images, "photographs", lambda: (left,) * len(images.PHOTOGRAPHS))
     assert images.pictures(9, "calibration", 16).min() > 100  # only the light two thirds
     assert images.pictures(9, "evaluation", 16).max() < 100  # only the dark third
+
+
+def test_calibration_and_evaluation_show_different_objects_and_longer_prefixes_begin_with_shorter_ones() -> None:
+    found = present(objects.objects)
+    own = {part: {name for name in found if text.part_of(name) == part} for part in ("calibration", "evaluation")}
+    assert min(map(len, own.values())) >= 100 and not own["calibration"] & own["evaluation"]
+    for part in own:
+        one, other = objects.pictures(3, part, 32), objects.pictures(5, part, 32)
+        assert one.shape == (3, 32, 32, 3) and np.array_equal(one, other[:3])
+    opaque = {name: np.full((9, 9, 4), 255 * (text.part_of(name) == "evaluation"), np.uint8) for name in found}
+    for pixels in opaque.values():
+        pixels[..., 3] = 255
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "objects", lambda: opaque)
+        dark, light = (objects.pictures(9, part, 32).reshape(9, -1) for part in own)
+    assert dark.min(1).max() < 50 and light.max(1).min() > 200, "each part shows its own"
+
+
+@pytest.mark.parametrize(("script", "says"), [
+    (None, "apt-get is not there"), ("echo 'E: Unable to locate package' >&2; exit 100", "Unable to locate"),
+    ("exit 0", "fetches nothing"),
+])  # fmt: skip
+def test_photographs_that_cannot_be_fetched_are_an_error_with_the_commands_that_would(
+    script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        (tmp_path / "apt-get").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match=f"(?s){says}.*apt-get download {objects.PACKAGE}"):
+        objects._unpacked(tmp_path)
 
 
 def test_mnist_split_is_stratified_and_disjoint() -> None:

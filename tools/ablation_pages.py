@@ -61,8 +61,8 @@ def digits(metric: str) -> int:
 
 
 _WHY = (
-    "Why. A difference of one sample is noise: of 1,000 questions or digits it is 0.1 points, of 300 strings 0.3,",
-    "of 200 pictures 0.5; and a seed alone moves what is kept by as much as the ranges in the tables say, which",
+    "Why. A difference of one sample is noise: of 1,000 questions or digits it is 0.1 points, of 300 strings or",
+    "pictures 0.3; and a seed alone moves what is kept by as much as the ranges in the tables say, which",
     "where a method has one seed nobody knows. What is more than that has two causes. A sequence is several",
     "compilations, of which the best on held-out feeds is taken, and its second pass is searched on weights that",
     "were already solved again after the first; the joint search knows only by how much solving again mended one",
