@@ -30,17 +30,22 @@ LARGEST = 224
 
 def _unpacked(folder: Path) -> Path:
     """The package's files, fetched into a folder. Raises EnvironmentFault with the commands that would."""
-    for command in (["apt-get", "download", PACKAGE], ["dpkg-deb", "-x", f"{PACKAGE}.deb", "files"]):
-        try:
-            if command[0] == "dpkg-deb":
-                next(folder.glob(f"{PACKAGE}_*.deb")).rename(folder / command[2])
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        except (FileNotFoundError, StopIteration) as error:
-            raise EnvironmentFault(f"{command[0]} is not there, or fetches nothing", fix=FETCH) from error
-        if done.returncode:
-            raise EnvironmentFault(f"{command[0]} cannot give the photographs of {PACKAGE}",
-                                   at=done.stderr.strip().split("\n")[-1], fix=FETCH)  # fmt: skip
+    _run("apt-get", "download", PACKAGE, cwd=folder)
+    fetched = list(folder.glob(f"{PACKAGE}_*.deb"))
+    if not fetched:
+        raise EnvironmentFault(f"apt-get fetched no {PACKAGE}", fix=FETCH)
+    _run("dpkg-deb", "-x", fetched[0].name, "files", cwd=folder)
     return folder / "files" / STAMPS
+
+
+def _run(*command: str, cwd: Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise EnvironmentFault(f"{command[0]} is not there", fix=FETCH) from error
+    if done.returncode:
+        raise EnvironmentFault(f"{command[0]} cannot give the photographs of {PACKAGE}",
+                               at=done.stderr.strip().split("\n")[-1], fix=FETCH)  # fmt: skip
 
 
 def _make(path: Path) -> None:

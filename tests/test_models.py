@@ -118,7 +118,7 @@ def test_calibration_and_evaluation_show_different_objects_and_longer_prefixes_b
 
 @pytest.mark.parametrize(("script", "says"), [
     (None, "apt-get is not there"), ("echo 'E: Unable to locate package' >&2; exit 100", "Unable to locate"),
-    ("exit 0", "fetches nothing"),
+    ("exit 0", "fetched no"),
 ])  # fmt: skip
 def test_photographs_that_cannot_be_fetched_are_an_error_with_the_commands_that_would(
     script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
