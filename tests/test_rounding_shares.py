@@ -22,9 +22,12 @@ NET = ("h = Conv<pads=[1,1,1,1]>(x, a, c)\nr = Relu(h)\nd = Conv<group=8>(r, b)\
 WEIGHTS = {"a": (8, 4, 3, 3), "c": (8,), "b": (8, 1, 3, 3), "g": (5, 8), "e": (5,)}
 
 
-def context_of(weights=WEIGHTS) -> Context:
+SQUARE = NET.replace("Gemm<transB=1, alpha=0.5>(f, g, e)", "Gemm(f, g, e)"), WEIGHTS | {"g": (8, 8), "e": (8,)}
+
+
+def context_of(weights=WEIGHTS, net: str = NET) -> Context:
     feeds = [{"x": np.random.default_rng(i).normal(size=(1, 4, 9, 9)).astype(np.float32)} for i in range(24)]
-    model = model_of(NET, {"x": ("N", 4, 9, 9)}, weights)
+    model = model_of(net, {"x": ("N", 4, 9, 9)}, weights)
     return Context(typed(model, feeds[0]), feeds, LOAD, integer=BACKEND.integer)
 
 
@@ -47,6 +50,13 @@ def test_undoing_one_leaves_the_other_and_undoing_both_leaves_nothing() -> None:
     values, weights = with_float_weights(model, context), with_float_values(model)
     assert error(with_float_values(values), context) < 1e-6
     assert min(error(m, context) for m in (model, values, weights)) > 1e-4
+
+
+def test_a_square_weight_goes_back_the_way_it_lay() -> None:
+    net, weights = SQUARE
+    context = context_of(weights, net)
+    model = rounded(context, Quantise(), [])
+    assert error(with_float_values(with_float_weights(model, context)), context) < 1e-6
 
 
 def test_weights_that_fit_their_grid_are_not_to_blame() -> None:
