@@ -6,7 +6,6 @@ It works on a `compiler.Compiler`, which has calibrated and priced the model and
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,17 +30,16 @@ from graphprune.result import Result
 from graphprune.search import improve
 from graphprune.sites import Choice
 from graphprune.solver import Problem
+from graphprune.standing import CLOSE, Standing, preference, standing
 from graphprune.summary import make_report
 from graphprune.target import Ratio, Target, Timing, speedup
 
 if TYPE_CHECKING:
     from graphprune.compiler import Compiler
 
-LOW, CLOSE, HIGH = 1.0, 1.03, 1.08
-"""The window of accepted results: measured speed-up over the target; up to CLOSE nothing nearer is looked for."""
 _ATTEMPTS = 7
 _ENOUGH = 3
-"""Candidates inside the window of which one is taken, though none is close to the target."""
+"""Candidates that surely hold the target of which one is taken, though none is close to it."""
 _EVALUATIONS, _EVALUATIONS_AGAIN = 60, 8
 _HOLDING = 3
 """Kernels that are named where a target is out of reach."""
@@ -75,14 +73,13 @@ class ClosedLoop:
         """The compiled model. Raises InfeasibleTarget with the largest factor reached.
 
         The first attempt checks the prices, the second searches under corrected ones, further ones come nearer (see
-        `approach`). Of the candidates inside the window the one that is expected to lose least is finished, once one of
-        them is close to the target or there are enough; failing that, the least overshoot of what was built.
+        `approach`). Of the candidates that surely hold the target the one that is expected to lose least is finished,
+        once one of them is close to it or there are enough; failing that, whatever stands best (see `standing`).
         """
         c, cost = self.compiler, self.compiler.cost
         approach = Approach(c.levels, cost.dense_ms / self._wanted(cost.dense_ms))
-        finished: list[Result] = []
-        inside: list[Built] = []
-        beyond: list[Built] = []
+        waiting: list[tuple[Standing, Built]] = []
+        finished: list[tuple[Standing, Result]] = []
         for i in range(_ATTEMPTS):
             question = approach.question(cost)
             levels, reachable = self._search(cost, question, {0: 0, 1: _EVALUATIONS}.get(i, _EVALUATIONS_AGAIN))
@@ -90,38 +87,36 @@ class ClosedLoop:
                 break
             with c.stage(f"measure {i + 1}"):
                 built = self._build(levels, cost)
-            ratio, over = built.ratio.value, self._over(built)
+            ratio = built.ratio.value
             self.attempts.append(Attempt(cost.dense_ms / built.predicted_ms, ratio))
             self._how = "measured" if built.ratio.source == "measured" else "modelled"
             c.progress.note(f"attempt {i + 1}: predicted {self.attempts[-1].predicted:.3f}x, {self._how} {ratio:.3f}x")
             if i:  # the first was not searched for
                 approach.learn(levels, built.predicted_ms, cost.dense_ms / ratio)
             cost = self._corrected(built, approach.nearest or Candidate(levels, cost.dense_ms / ratio))
-            whole = all(levels[name] == full for name, full in c.full.items())
-            if over < LOW and not reachable:
+            stands = self._stands(self._over(built), built)
+            if stands is Standing.SHORT and not reachable:
                 break
             if i == 0:
                 self._repair = self._repaired(built)
-            if whole or (i and LOW <= over <= HIGH):
-                inside.append(built)
-            elif over > LOW:
-                beyond.append(built)
-            if whole or len(inside) >= _ENOUGH or any(self._over(b) <= CLOSE for b in inside):
-                best = min(inside, key=self._expected)
-                inside.remove(best)
-                result = self._finish(best)
-                if self._holds(result, math.inf if whole else HIGH):
-                    return result
-                finished.append(result)
-                approach.correct(best.levels, cost.dense_ms / result.report.reached.speedup)
+                stands = stands if self._whole(built) else max(stands, Standing.BEYOND)
+            waiting.append((stands, built))
+            sure = [b for how, b in waiting if how is Standing.SURE]
+            if len(sure) >= _ENOUGH or any(self._whole(b) or self._over(b).value <= CLOSE for b in sure):
+                best = min(sure, key=self._expected)
+                waiting.remove((Standing.SURE, best))
+                finished.append(self._finished_with_standing(best))
+                if finished[-1][0] is Standing.SURE:
+                    break
+                approach.correct(best.levels, cost.dense_ms / finished[-1][1].report.reached.speedup)
                 cost = _right_at(approach.nearest, cost)
-        for built in [*sorted(inside, key=self._expected), *sorted(beyond, key=self._over)[:1]]:
-            if not any(self._holds(r) for r in finished):
-                finished.append(self._finish(built))
-        reached = [r for r in finished if self._holds(r)]
-        if reached:
-            return min(reached, key=lambda r: r.report.reached.speedup)
-        best = max([a.measured for a in self.attempts] + [r.report.reached.speedup for r in finished])
+        for stands, built in sorted(waiting, key=self._in_order):
+            if stands is Standing.SHORT or any(how <= stands for how, _ in finished):
+                break
+            finished.append(self._finished_with_standing(built))
+        if any(how is not Standing.SHORT for how, _ in finished):
+            return min(finished, key=lambda f: preference(f[0], self._reached(f[1])))[1]
+        best = max([a.measured for a in self.attempts] + [r.report.reached.speedup for _, r in finished])
         raise InfeasibleTarget(
             f"{self.target} is out of reach on {c.device}: the most {self._how} is {best:.2f}x",
             best=best,
@@ -129,9 +124,32 @@ class ClosedLoop:
             fix="lower the target, or allow more passes",
         )
 
-    def _over(self, built: Built) -> float:
+    def _over(self, built: Built) -> Ratio:
         """How many times as fast as wanted a candidate is."""
-        return built.ratio.value / self._wanted(built.timings[0].median_ms)
+        return built.ratio.over(self._wanted(built.timings[0].median_ms))
+
+    def _reached(self, result: Result) -> Ratio:
+        """How many times as fast as wanted a finished model is."""
+        return result.report.reached.ratio.over(self._wanted(result.report.reached.dense_ms))
+
+    def _whole(self, built: Built) -> bool:
+        """Whether nothing was taken away."""
+        return all(built.levels[name] == full for name, full in self.compiler.full.items())
+
+    def _stands(self, over: Ratio, built: Built) -> Standing:
+        """How a candidate, or what it was finished to, stands to the target: with nothing taken away it is not too
+        fast."""
+        found = standing(over)
+        return Standing.SURE if found is Standing.BEYOND and self._whole(built) else found
+
+    def _in_order(self, waiting: tuple[Standing, Built]) -> tuple[Standing, float]:
+        """The order in which candidates are finished: among those that surely hold the target by expected loss."""
+        stands, built = waiting
+        return (stands, self._expected(built)) if stands is Standing.SURE else preference(stands, self._over(built))
+
+    def _finished_with_standing(self, built: Built) -> tuple[Standing, Result]:
+        result = self._finish(built)
+        return self._stands(self._reached(result), built), result
 
     def _expected(self, built: Built) -> float:
         """The divergence to expect of a candidate once it is finished."""
@@ -148,11 +166,6 @@ class ClosedLoop:
                 fix="ask for less time than that",
             )
         return wanted
-
-    def _holds(self, result: Result, most: float = math.inf) -> bool:
-        """Whether the finished model is at least as fast as asked, and at most `most` times that."""
-        reached = result.report.reached
-        return LOW <= reached.speedup / self._wanted(reached.dense_ms) <= most
 
     def _search(self, cost: CostModel, question: Question, n_evaluations: int) -> tuple[dict[str, int], bool]:
         """Levels that answer a question, and whether it is thought to have an answer; the fastest levels where it has

@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from graphprune.errors import UsageError
+from graphprune.target import Ratio, Source
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -70,11 +71,15 @@ class Reached:
     speedup_spread: float
     rounds: int
     attempts: tuple[Attempt, ...] = ()
-    source: str = "measured"
+    source: Source = "measured"
 
     @property
     def is_measured(self) -> bool:
         return self.source == "measured"
+
+    @property
+    def ratio(self) -> Ratio:
+        return Ratio(self.speedup, self.speedup_spread, self.source)
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,10 @@ def _build(kind: Any, data: Any, at: str) -> Any:
     if get_origin(kind) is dict and isinstance(data, dict):
         return {key: _build(get_args(kind)[1], item, f"{at}.{key}") for key, item in data.items()}
     options = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        if data not in options:
+            raise UsageError(f"{data!r} where one of {', '.join(map(str, options))} is expected", at=at)
+        return data
     if data is None and type(None) in options:
         return None
     if float in options and (data is None or type(data) in (int, float)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,15 @@ from graphprune import report as rows
 from graphprune.causes import parameters
 from graphprune.divergence import MEANING, Reference, cosine, outputs_of
 from graphprune.oracles import Check
+from graphprune.standing import Standing, standing
 from graphprune.target import Target, Timing, speedup
 
 if TYPE_CHECKING:
     from graphprune.closed_loop import Built
     from graphprune.compiler import Compiler
 
+_SAME = 1.15
+"""What the dense model may take more or less at the end than when prices were taken, on a machine that is the same."""
 _PACKAGES = ("graphprune", "onnx", "onnx-ir", "numpy", "scipy")
 
 
@@ -88,7 +91,7 @@ def make_report(
         environment={name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version(), "runtime": compiler.backend.fingerprint()}
         | {f"lowering: {name}": f"{factor:.2f}x before any pruning" for name, factor in compiler.lowerings.items()},
-        warnings=(*notes, *_warnings(compiler, built, target, ratio.value, timings, checks)),
+        warnings=(*notes, *_warnings(compiler, built, target, timings, checks)),
     )
 
 
@@ -158,9 +161,11 @@ def _by_op(kernels) -> dict[str, float]:
 
 
 def _warnings(
-    compiler: Compiler, built: Built, target: Target, ratio: float, timings: Sequence[Timing], checks: Sequence[Check]
-):
-    wanted = timings[0].median_ms / target.budget_ms(timings[0].median_ms)
+    compiler: Compiler, built: Built, target: Target, timings: Sequence[Timing], checks: Sequence[Check]
+) -> Iterator[str]:
+    dense, ratio = timings[0], speedup(timings[0], timings[1])
+    wanted = dense.median_ms / target.budget_ms(dense.median_ms)
+    stands = standing(ratio.over(wanted))
     if compiler.data.synthetic:
         yield "no calibration data was given: synthetic inputs were used, and quality was judged on them"
     elif len(compiler.data.calibration) < 8:
@@ -168,8 +173,15 @@ def _warnings(
     if len(compiler.data.holdout) and compiler.data.holdout[0] is compiler.data.calibration[0]:
         yield "a single feed was given: it was used both to calibrate and to judge"
     if all(built.levels[name] == full for name, full in compiler.full.items()):
-        yield f"nothing had to go: exact rewrites alone make the model {ratio:.2f}x faster"
-    elif ratio > 1.08 * wanted:
-        yield f"the levels of this model are coarse: {ratio:.2f}x was the nearest above {wanted:.2f}x"
+        yield f"nothing had to go: exact rewrites alone make the model {ratio.value:.2f}x faster"
+    elif stands is Standing.BEYOND:
+        yield f"the levels of this model are coarse: {ratio.value:.2f}x was the nearest above {wanted:.2f}x"
+    if stands is Standing.DOUBTFUL:
+        yield (f"{ratio.value:.2f}x {rows.spread_text(ratio.spread)} cannot be told from {wanted:.2f}x: ask for "
+               "a little more to be sure")
+    priced_ms = compiler.cost.dense_ms
+    if ratio.source == "measured" and not 1 / _SAME < dense.median_ms / priced_ms < _SAME:
+        yield (f"the machine changed meanwhile: the model as it came took {priced_ms:.3g} ms when prices were taken, "
+               f"{dense.median_ms:.3g} ms at the end; with nothing else running, more may be kept")
     if any(c.verdict == "vacuous" for c in checks):
         yield "a check of the certificate showed nothing: removing the channels did not change the output at that shape"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,15 @@ class Ratio:
     value: float
     spread: float
     source: Source = "measured"
+
+    @property
+    def least(self) -> float:
+        """What is sure: the lower end of the interval of what was measured; of a prediction, its value."""
+        return self.value * (1 - self.spread) if self.source == "measured" else self.value
+
+    def over(self, wanted: float) -> Ratio:
+        """How many times the wanted ratio this is."""
+        return replace(self, value=self.value / wanted)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ _MS_PER_KERNEL = 1e-3
 
 class Steady(OnnxRuntime):
     """Kernels are the nodes of the graph; each takes its multiply-adds and a little more. `unseen`: the share of
-    time that no profile shows, so that predictions need correcting."""
+    time that no profile shows, so that predictions need correcting. `pace`: how many times as long everything takes;
+    `noise`: how far the rounds of all models but the first of a measurement stray, as a share."""
 
     name = "steady"
 
     def __init__(self, threads: int = 1, unseen: float = 0.1) -> None:
         super().__init__(threads)
-        self.unseen = unseen
+        self.unseen, self.pace, self.noise = unseen, 1.0, 0.0
         self._kernels: dict[bytes, list[Kernel]] = {}
 
     def load(self, model: Any, *, optimise: bool = True):
@@ -53,7 +54,10 @@ class Steady(OnnxRuntime):
     def measure(self, models: Sequence[Any], feed, *, min_rounds: int = 10, **limits: float) -> list[Timing]:
         loaded = [getattr(m, "counted", m) for m in models]
         totals = [sum(k.ms for k in self.profile(m, feed)) for m in loaded]
-        return [Timing((ms * (1 + self.unseen),) * min_rounds) for ms in totals]
+        strays = 1 + self.noise * np.linspace(-1, 1, min_rounds)
+        rounds = np.outer(totals, np.ones(min_rounds)) * (1 + self.unseen) * self.pace
+        rounds[1:] *= strays
+        return [Timing(tuple(map(float, r))) for r in rounds]
 
     def fingerprint(self) -> str:
         return "a steady clock"

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"target", "dims", "trace", "progress", "repair"},
     {"keeps"},
-    {"patches", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence",
+    {"patches", "files", "feeds", "load", "compensate", "ranges", "report", "plan", "divergence", "standing",
      "report_style", "cover", "parallel", "quiet", "devices.device", "devices.work", "devices.probes"},
     {"devices.fusion", "devices.shapes", "devices.table", "devices.roofline", "rules.base", "rounding", "tableau",
      "tables", "evaluate", "elsewhere", "cost_model", "factor"},

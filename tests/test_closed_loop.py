@@ -11,7 +11,8 @@ import pytest
 from graphprune.closed_loop import Built, ClosedLoop
 from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose
-from graphprune.target import Target, Timing
+from graphprune.standing import Standing, preference, standing
+from graphprune.target import Ratio, Target, Timing
 
 _DENSE_MS = 100.0
 
@@ -19,13 +20,14 @@ _DENSE_MS = 100.0
 @dataclass
 class Scripted(ClosedLoop):
     """Attempt i is built with level i, `measured[i]` times as fast as dense; finishing it gives `finally_[i]`, or the
-    same. `losses[i]` is what it is expected to lose."""
+    same. `losses[i]` is what it is expected to lose; `spread` is that of every measurement."""
 
     measured: list[float]
     losses: list[float] = field(default_factory=list)
     finally_: dict[int, float] = field(default_factory=dict)
     finished: list[int] = field(default_factory=list)
     always: int | None = None
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         cost = SimpleNamespace(dense_ms=_DENSE_MS, predict=self._predict)
@@ -43,7 +45,8 @@ class Scripted(ClosedLoop):
 
     def _build(self, levels, cost):
         ms = _DENSE_MS / self.measured[levels["a"]]
-        return Built(levels, {}, b"", ms, (Timing((_DENSE_MS,) * 3), Timing((ms,) * 3)))
+        rounds = tuple(ms / (1 + self.spread * at) for at in (-1, 0, 1))  # under five, the interval is the range
+        return Built(levels, {}, b"", ms, (Timing((_DENSE_MS,) * 3), Timing(rounds)))
 
     def _corrected(self, built, near):
         return self.compiler.cost
@@ -57,7 +60,8 @@ class Scripted(ClosedLoop):
     def _finish(self, built):
         i = built.levels["a"]
         self.finished.append(i)
-        reached = SimpleNamespace(speedup=self.finally_.get(i, self.measured[i]), dense_ms=_DENSE_MS)
+        ratio = Ratio(self.finally_.get(i, self.measured[i]), self.spread)
+        reached = SimpleNamespace(speedup=ratio.value, ratio=ratio, dense_ms=_DENSE_MS)
         return SimpleNamespace(report=SimpleNamespace(reached=reached), taken=i)
 
     def _obstacle(self):
@@ -81,6 +85,35 @@ def test_the_one_that_is_taken(measured, losses, finally_, finished) -> None:
     loop = Scripted(measured, losses, finally_)
     assert loop.run().taken == finished[-1]
     assert loop.finished == finished
+
+
+@pytest.mark.parametrize(("measured", "losses", "finally_", "finished"), [
+    ([2.5, 2.01, 2.05], [0, 0, 1], {}, [2]),  # 2.01 is no more than 1.99 at the lower end
+    ([2.5, 2.05, 2.04], [], {1: 2.01}, [1, 2]),
+    ([2.5, 2.05, 1.9, 1.9, 2.01, 1.9, 1.9], [], {1: 1.99}, [1, 4]),  # what may hold goes before what is far too fast
+    ([2.5, 2.01, 2.015, 1.9, 1.9, 1.9, 1.9], [], {}, [2]),  # the fastest of those that may
+    ([2.5, 2.01, 1.9, 1.9, 1.9, 1.9, 1.9], [], {1: 1.99}, [1, 0]),
+])  # fmt: skip
+def test_what_cannot_be_told_from_the_target_is_taken_if_nothing_surely_holds_it(measured, losses, finally_,
+                                                                                 finished) -> None:  # fmt: skip
+    loop = Scripted(measured, losses, finally_, spread=0.01)
+    assert loop.run().taken == finished[-1]
+    assert loop.finished == finished
+
+
+@pytest.mark.parametrize(("over", "stands"), [
+    (Ratio(1.0, 0.0), Standing.SURE), (Ratio(1.08, 0.0), Standing.SURE), (Ratio(1.005, 0.01), Standing.DOUBTFUL),
+    (Ratio(1.2, 0.3), Standing.BEYOND), (Ratio(0.999, 0.01), Standing.SHORT),
+    (Ratio(1.005, 0.06, "analytic"), Standing.SURE),  # a prediction is no promise, its interval is much wider
+])  # fmt: skip
+def test_how_a_speed_up_stands_to_the_target(over: Ratio, stands: Standing) -> None:
+    assert standing(over) is stands
+
+
+def test_of_what_is_fast_enough_the_slowest_is_preferred_and_of_what_may_not_be_the_fastest() -> None:
+    ratios = [Ratio(v, 0.01) for v in (0.98, 0.99, 1.2, 1.1, 1.004, 1.008, 1.05, 1.02)]
+    ranked = sorted(ratios, key=lambda r: preference(standing(r), r))
+    assert [r.value for r in ranked] == [1.02, 1.05, 1.008, 1.004, 1.1, 1.2, 0.99, 0.98]
 
 
 def test_out_of_reach_tells_the_most_that_was_measured() -> None:

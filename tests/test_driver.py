@@ -37,6 +37,8 @@ from graphprune.plan import Plan
 from graphprune.progress import Silent
 from graphprune.result import Result
 from graphprune.sites import Choice, Site
+from graphprune.standing import HIGH
+from graphprune.target import Target
 from tests.graphs import model_of, run
 from tests.steady import Steady, keep_steady_time
 from tests.test_refit import CNN, MLP, RESIDUAL, scaled
@@ -231,6 +233,24 @@ def test_without_data_inputs_are_made_up_and_the_report_says_so(steady: Steady) 
     result = graphprune.compile(mlp(), target_speedup=1.4, shapes={"x": (4, 48)}, passes="width")
     assert result.report.asked.synthetic
     assert any("synthetic" in warning for warning in result.report.warnings)
+
+
+@pytest.mark.parametrize(("pace", "said"), [(1.0, False), (1.1, False), (1.3, True), (0.7, True)])
+def test_a_machine_that_is_not_as_it_was_when_prices_were_taken_is_told_of(steady: Steady, pace, said) -> None:
+    made = compiler(mlp(), calibration=feeds(4, 48), passes="width")
+    steady.pace = pace
+    report = made.reach(Target(speedup=1.5)).report
+    assert any("machine changed" in warning for warning in report.warnings) is said
+    assert 1.5 <= report.reached.speedup <= 1.5 * HIGH  # both models are slowed down
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_speed_up_that_cannot_be_told_from_the_target_is_said_to_be_so(steady: Steady, noise: float) -> None:
+    steady.noise = noise
+    report = graphprune.compile(mlp(), target_speedup=1.5, calibration=feeds(4, 48), passes="width").report
+    surely = report.reached.ratio.least >= 1.5
+    assert report.reached.speedup >= 1.5 and surely is (not noise)
+    assert any("cannot be told from 1.50x" in warning for warning in report.warnings) is not surely
 
 
 # What cannot be done

@@ -111,6 +111,7 @@ def test_numbers_that_json_has_no_word_for_become_null():
     (lambda d: d.update(colour="red"), "fields missing or unknown\n  at:  report: colour"),
     (lambda d: d["model"].update(nodes="many"), "str where int is expected\n  at:  report.model.nodes"),
     (lambda d: d.update(sites={}), "dict where"),
+    (lambda d: d["reached"].update(source="guessed"), "'guessed' where one of measured, interpolated"),
     (lambda d: d["sites"].append(3), "fields missing or unknown\n  at:  report.sites[4]: int"),
 ])
 def test_json_that_is_no_report_is_refused(edit, message):

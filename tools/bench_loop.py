@@ -19,10 +19,10 @@ import numpy as np
 
 import models
 from graphprune.backends import open_backend
-from graphprune.closed_loop import HIGH, LOW
 from graphprune.compiler import Compiler
 from graphprune.errors import InfeasibleTarget
 from graphprune.progress import choose, seconds
+from graphprune.standing import HIGH, LOW
 from graphprune.target import Ratio, Target, speedup
 from models.task import Task
 from tools.shared import compiler_of, exit_with
